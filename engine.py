@@ -1,0 +1,100 @@
+"""The training step, an epoch of steps, and probabilities: what main.py and predict.py share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from mixup import mixup
+from sam import SAM, frozen_batchnorm
+
+
+def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """Gradients of the mean cross-entropy, in fp32; returns the loss, a 0-d tensor on the device."""
+    loss = F.cross_entropy(model(images).float(), targets)
+    accelerator.backward(loss)
+    return loss.detach()
+
+
+def train_step(model, images: torch.Tensor, targets: torch.Tensor, optimizer: SAM, accelerator: Accelerator,
+               clip: float = 0.0) -> torch.Tensor:
+    """One update on one mixed batch; returns its loss at w, a 0-d tensor on the device.
+
+    images uint8 or float (B, 3, H, W) in 0..255; targets (B, K), rows sum to 1. clip: largest gradient norm, 0 = any.
+    """
+    if optimizer.due():
+        with accelerator.no_sync(model):                                   # each process climbs by its own photos
+            loss = forward_backward(model, images, targets, accelerator)   # g(w)
+        optimizer.ascend()                                                 # w -> w + e(w)
+        with frozen_batchnorm(model):
+            forward_backward(model, images, targets, accelerator)          # g(w + e(w))
+        optimizer.descend()                                                # back to w
+    else:
+        loss = forward_backward(model, images, targets, accelerator)
+    norm = accelerator.clip_grad_norm_(model.parameters(), clip or float("inf"))
+    optimizer.step(norm)
+    return loss
+
+
+def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: SAM, schedule: Callable[[int], None],
+                    accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float, seed: int,
+                    stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
+    """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
+
+    progress: {"epoch", "step", "loss_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
+    the rate for a step, counted from the start of training. stop is asked after each step; tick is told each loss.
+    """
+    model.train()
+    batches = loader.batch_sampler
+    batches.epoch, batches.start = progress["epoch"], progress["step"]
+    for images, index, _ in loader:
+        rng = np.random.default_rng((seed, progress["epoch"], progress["step"], accelerator.process_index))
+        torch.manual_seed(int(rng.integers(2**31)))                        # dropout's draws, so that a resumed run repeats them
+        schedule(progress["epoch"] * batches.batches + progress["step"])
+        if len(index):
+            images = to_device(images, accelerator)
+            mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
+            loss = train_step(model, mixed, targets, optimizer, accelerator, clip).item()
+            if np.isfinite(loss):
+                progress["loss_sum"] += loss * len(index)
+                progress["photos"] += len(index)
+            tick(loss)
+        progress["step"] += 1
+        if stop():
+            break
+
+
+@torch.inference_mode()
+def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
+                  tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
+    """Probabilities float (N, K) of all photos of the loader, averaged over their views, and {index: why} of failures.
+
+    The row of a photo that could not be read is NaN. temperature divides the logits. tick is told the photos done.
+    """
+    model.eval()
+    found, errors = [], {}
+    for images, index, failed in loader:
+        errors.update(failed)
+        if len(index):
+            views = to_device(images.flatten(0, -4), accelerator)          # (B, V, 3, S, S) or (B, 3, S, S)
+            with accelerator.autocast():
+                logits = model(views).float()
+            probs = (logits / temperature).softmax(1).view(len(index), -1, num_classes).mean(1)
+            found.append((index.numpy(), probs.cpu().numpy()))
+        tick(len(index) + len(failed))
+    table = np.full((len(loader.dataset), num_classes), np.nan, np.float32)
+    for index, probs in gather_object(found):
+        table[index] = probs
+    for other in gather_object([errors]):
+        errors.update(other)
+    return table, errors
+
+
+def to_device(images: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    return images.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)

@@ -1,0 +1,33 @@
+"""Scores of probabilities (N, K) against labels int (N,)."""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn.metrics import confusion_matrix, f1_score
+
+
+def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Share of photos whose likeliest class is the true one."""
+    return float((probs.argmax(1) == labels).mean())
+
+
+def macro_f1(probs: np.ndarray, labels: np.ndarray) -> float:
+    """F1 of each class, averaged with equal weight; a class that is neither present nor predicted does not count."""
+    predicted = probs.argmax(1)
+    present = np.union1d(labels, predicted)
+    return float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0))
+
+
+def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
+    """Mean of -log p(true class), in nats; p is kept above 1e-7, as one certain error would else be infinite."""
+    return float(-np.log(probs[np.arange(len(labels)), labels].clip(1e-7)).mean())
+
+
+def confusion(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Counts int (K, K): rows are the truth, columns the answer."""
+    return confusion_matrix(labels, probs.argmax(1), labels=np.arange(probs.shape[1]))
+
+
+def scores(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The three numbers that the log and the experiment record keep."""
+    return {"accuracy": accuracy(probs, labels), "macro_f1": macro_f1(probs, labels), "loss": log_loss(probs, labels)}

