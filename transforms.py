@@ -105,6 +105,19 @@ def training_transform(size: int) -> A.Compose:
         ])
 
 
+class RandomViews:
+    """(photo uint8 (H, W, 3), seed) → `views` draws of the training pipeline, uint8 (views, size, size, 3)."""
+
+    DETAIL = TRAIN_SCALE[1]  # the photo's short side, in crops, below which the nearest zoom would be blurred
+
+    def __init__(self, size: int, views: int):
+        self.pipeline, self.views = training_transform(size), views
+
+    def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
+        self.pipeline.set_random_seed(seed)
+        return np.stack([self.pipeline(image=photo)["image"] for _ in range(self.views)])
+
+
 class View(NamedTuple):
     """One way to look at a photo: how much closer than the evaluation crop, where, and whether mirrored."""
 
@@ -118,6 +131,18 @@ class View(NamedTuple):
 VIEWS = tuple(View(*place, mirrored) for place in [
     (1.0, 0, 0), (1.2, 0, 0), (0.85, 0, 0), (1.2, -1, -1), (1.2, 1, 1), (1.2, 1, -1), (1.2, -1, 1), (1.4, 0, 0)
 ] for mirrored in (False, True))
+
+
+class FixedViews:
+    """(photo uint8 (H, W, 3), any seed) → the first `views` of VIEWS, uint8 (views, size, size, 3). 1 = the evaluation crop."""
+
+    def __init__(self, size: int, crop: float, views: int = 1):
+        if not 1 <= views <= len(VIEWS):
+            raise ValueError(f"{views} views: there are 1 to {len(VIEWS)}")
+        self.size, self.crop, self.views = size, crop, VIEWS[:views]
+
+    def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
+        return np.stack([crop_view(photo, self.size, self.crop, view) for view in self.views])
 
 
 def crop_view(photo: np.ndarray, size: int, crop: float, view: View = VIEWS[0]) -> np.ndarray:
