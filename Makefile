@@ -1,0 +1,34 @@
+# make demo: from nothing to a named mushroom, offline after pip. make test: what CI runs. Both make .venv themselves.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.user
+	$(PY) data/draw.py --out data/drawn --per-class 40
+	$(PY) main.py --data data/drawn --model tf_efficientnet_lite0 --image-size 128 --epochs 2 --batch 32
+	$(PY) predict.py data/drawn/Amanita/amanita_0001.jpg
+	@echo
+	@echo "That was the whole way. Next, your own photos, one folder for each class:"
+	@echo "  $(PY) main.py --data FOLDER --model tf_efficientnet_lite0 --image-size 224 --epochs 8 --batch 32   (a laptop)"
+	@echo "  $(PY) main.py --data FOLDER --epochs 30 --batch 64                                                (a GPU)"
+
+test: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(PY) -m pytest
+
+# The stamps: a changed requirements file installs again, an unchanged one costs nothing.
+$(VENV)/.user: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; this is %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV) || { echo "python's venv is missing. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.user
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

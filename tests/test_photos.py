@@ -1,0 +1,137 @@
+import io
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from photos import MAX_PIXELS, PhotoError, is_photo, look_over, near_duplicates, perceptual_hash, read_photo
+
+
+@pytest.fixture
+def scene() -> Image.Image:
+    """Red left, green right, blue at the bottom; 160 x 120."""
+    array = np.zeros((120, 160, 3), np.uint8)
+    array[:, :80, 0], array[:, 80:, 1], array[90:] = 200, 200, (0, 0, 200)
+    return Image.fromarray(array)
+
+
+def assert_is_scene(photo: np.ndarray) -> None:
+    assert photo.dtype == np.uint8
+    assert photo.shape == (120, 160, 3)
+    for (y, x), colour in {(40, 20): (200, 0, 0), (40, 140): (0, 200, 0), (110, 80): (0, 0, 200)}.items():
+        assert np.abs(photo[y, x].astype(int) - colour).max() < 12
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.gif", "грибы 蘑菇 🍄.jpg"])
+def test_kinds_of_files_and_names(scene, tmp_path, name):
+    scene.save(tmp_path / name, **({"quality": 95} if Path(name).suffix in {".jpg", ".webp"} else {}))
+    assert_is_scene(read_photo(tmp_path / name))
+
+
+@pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("RGBA", "png"), ("P", "png")])
+def test_colour_modes(scene, tmp_path, mode, suffix):
+    scene.convert(mode).save(tmp_path / f"a.{suffix}")
+    photo = read_photo(tmp_path / f"a.{suffix}")
+    assert photo.shape == (120, 160, 3)
+    assert photo[40, 20].argmax() == 0
+    assert photo[40, 140].argmax() == 1
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16"])
+def test_grey_modes(tmp_path, mode):
+    grey = Image.linear_gradient("L")
+    (Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)).save(tmp_path / "a.png")
+    photo = read_photo(tmp_path / "a.png")
+    assert photo.shape == (256, 256, 3)
+    assert photo[:20].mean() < 30
+    assert photo[-20:].mean() > 220
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("min_side", [0, 60])
+def test_exif_orientation_is_undone_at_any_scale(scene, tmp_path, orientation, min_side):
+    undo = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+            5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}
+    exif = scene.getexif()
+    exif[0x0112] = orientation
+    stored = scene.transpose(undo[orientation]) if orientation in undo else scene
+    stored.save(tmp_path / "a.jpg", exif=exif, quality=95)
+    photo = read_photo(tmp_path / "a.jpg", min_side)
+    assert photo.shape[:2] == ((60, 80) if min_side else (120, 160))
+    assert_is_scene(cv2.resize(photo, (160, 120)))
+
+
+def test_a_large_jpeg_is_decoded_small_but_not_smaller_than_needed(scene, tmp_path):
+    scene.resize((1600, 1200)).save(tmp_path / "a.jpg")
+    assert [read_photo(tmp_path / "a.jpg", side).shape[0] for side in (0, 601, 600, 300, 150, 10)] == [1200, 1200, 600, 300, 150, 150]
+
+
+def broken_files(folder: Path, scene: Image.Image) -> dict[str, str]:
+    """File name: a word of the reason."""
+    whole = io.BytesIO()
+    scene.save(whole, "JPEG")
+    files = {"empty.jpg": b"", "text.jpg": b"hello", "page.png": b"<html></html>"}
+    files |= {f"cut{tenth}.jpg": whole.getvalue()[:len(whole.getvalue()) * tenth // 10] for tenth in range(1, 10)}
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    (folder / "folder.jpg").mkdir()
+    os.symlink("nowhere", folder / "link.jpg")
+    reasons = dict.fromkeys(files, "cut off|not a photo") | {"empty.jpg": "empty", "text.jpg": "not a photo", "page.png": "not a photo"}
+    return reasons | {"folder.jpg": "cannot be opened", "link.jpg": "cannot be opened"}
+
+
+def test_broken_files_are_refused_with_a_reason(scene, tmp_path):
+    for name, reason in broken_files(tmp_path, scene).items():
+        with pytest.raises(PhotoError, match=reason):
+            read_photo(tmp_path / name)
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
+    side = int(MAX_PIXELS**0.5) + 1
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 100_000
+    with pytest.raises(PhotoError, match=f"{side} x {side} pixels are more than"):
+        read_photo(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a.jpg", True), ("A.JPEG", True), ("a.txt", False), ("._a.jpg", False), ("jpg", False)])
+def test_what_counts_as_a_photo(name, expected):
+    assert is_photo(Path(name)) is expected
+
+
+def test_look_over_names_what_it_cannot_read(scene, tmp_path):
+    scene.save(tmp_path / "good.jpg")
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    hashes, errors = look_over([str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg")])
+    assert list(errors) == [1]
+    assert hashes[0] == perceptual_hash(read_photo(tmp_path / "good.jpg"))
+
+
+def test_a_photo_saved_again_smaller_is_a_near_duplicate_and_another_is_not(drawn, tmp_path):
+    one, other = sorted(drawn.rglob("*.jpg"))[:2]
+    Image.open(one).resize((200, 150)).save(tmp_path / "again.jpg", quality=60)
+    hashes, _ = look_over([str(one), str(other), str(tmp_path / "again.jpg")])
+    assert {frozenset(pair) for pair in near_duplicates(hashes)} == {frozenset((0, 2))}
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20), st.data())
+def test_near_duplicates_connect_the_same_photos_as_comparing_all(hashes, data):
+    # some neighbours on purpose, at 0 to 10 bits
+    for base in hashes[:5]:
+        flips = data.draw(st.sets(st.integers(0, 63), max_size=10))
+        hashes = hashes + [base ^ sum(1 << bit for bit in flips)]
+
+    def groups(pairs):
+        parent = list(range(len(hashes)))
+        for i, j in pairs:
+            old, new = parent[i], parent[j]
+            parent = [new if p == old else p for p in parent]
+        return [[parent[i] == parent[j] for j in range(len(hashes))] for i in range(len(hashes))]
+
+    everything = [(i, j) for i in range(len(hashes)) for j in range(i) if (hashes[i] ^ hashes[j]).bit_count() <= 8]
+    assert groups(near_duplicates(np.array(hashes, np.uint64), 8)) == groups(everything)

@@ -1,0 +1,142 @@
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import checkpoint
+import main
+import predict
+from checkpoint import CheckpointError
+from conftest import ROOT
+from predict import Options, Predictor
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
+    """A run on 64 px, one epoch; what it predicts is poor, how it predicts is what is tested."""
+    from config import Config
+    from conftest import SMALL
+    folder = tmp_path_factory.mktemp("work")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        return folder / main.train(Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=1, batch=16, workers=0))
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture
+def photo(drawn):
+    return drawn / "Amanita" / "amanita_0001.jpg"
+
+
+def test_one_photo_prints_the_three_most_likely(run, photo, capsys):
+    assert predict.main(Options((photo,), checkpoint=(run / "best.pt",))) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shares = [float(line.split("%")[0]) for line in lines[:3]]
+    assert shares == sorted(shares, reverse=True)
+    assert "never eat" in lines[3]
+
+
+def test_a_notebook_gets_names_and_probabilities(run, photo):
+    answer = Predictor(run / "best.pt")(photo)
+    assert sum(answer.values()) == pytest.approx(1, abs=1e-5)
+    assert list(answer.values()) == sorted(answer.values(), reverse=True)
+    assert len(answer) == 9
+    with pytest.raises(ValueError, match=r"none.jpg: cannot be opened"):
+        Predictor(run / "best.pt")("none.jpg")
+
+
+def test_a_folder_of_class_folders_is_scored_and_written(run, drawn, tmp_path, capsys):
+    assert predict.main(Options((drawn,), checkpoint=(run / "best.pt",), csv=tmp_path / "out.csv")) == 0
+    table = pd.read_csv(tmp_path / "out.csv")
+    classes = checkpoint.load(run / "best.pt")["classes"]
+    assert list(table.columns) == ["image", "label", "prob", *classes]
+    assert len(table) == 108
+    assert np.allclose(table[classes].sum(axis=1), 1, atol=1e-4)
+    assert (table.label == table[classes].idxmax(axis=1)).all()
+    truth = table.image.str.split("/").str[-2]
+    printed = capsys.readouterr().out
+    assert f"accuracy {(truth == table.label).mean():.4f}" in printed
+    assert "macro-F1" in printed
+
+
+def test_a_photo_that_cannot_be_read_is_an_error_row_and_exit_code_1(run, photo, tmp_path, capsys):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    shutil.copy(photo, tmp_path / "deep" / "er" / "good.JPG")
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    assert predict.main(Options((tmp_path,), checkpoint=(run / "best.pt",), csv=tmp_path / "out.csv")) == 1
+    table = pd.read_csv(tmp_path / "out.csv")
+    assert table.label[0].startswith("error: not a photo")
+    assert np.isnan(table.prob[0])
+    assert table.prob[1] > 0
+    assert "bad.jpg: error: not a photo" in capsys.readouterr().out
+
+
+def test_a_csv_of_photos_with_and_without_labels(run, drawn, tmp_path, capsys):
+    names = [f"{genus}/{genus.lower()}_0001.jpg" for genus in ("Amanita", "Boletus")]
+    for header, rows in {"image": names, "image,label": [f"{n},{n.split('/')[0]}" for n in names]}.items():
+        (drawn.parent / "t.csv").write_text("\n".join([header, *[r.replace("Am", "drawn/Am").replace("Bo", "drawn/Bo") if header == "image" else
+                                                                "drawn/" + r for r in rows]]))
+        assert predict.main(Options((drawn.parent / "t.csv",), checkpoint=(run / "best.pt",))) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("%") == 2
+        assert ("accuracy" in printed) == (header != "image")
+
+
+def test_several_checkpoints_and_views_are_averaged(run, photo, small_config):
+    other = main.train(dataclasses.replace(small_config, epochs=1, seed=1))
+    both, _ = Predictor(run / "best.pt", other / "best.pt", tta=4).probs([photo])
+    each = [Predictor(r / "best.pt", tta=4).probs([photo])[0] for r in (run, other)]
+    np.testing.assert_allclose(both, np.mean(each, axis=0), atol=1e-6)
+    assert not np.allclose(each[0], each[1])
+    assert not np.allclose(each[0], Predictor(run / "best.pt").probs([photo])[0])
+
+
+def test_random_views_are_the_training_augmentations_and_repeat(run, photo):
+    one, two = (Predictor(run / "best.pt", tta=8, tta_random=True).probs([photo])[0] for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(one, Predictor(run / "best.pt", tta=8).probs([photo])[0])
+
+
+def test_workers_change_nothing(run, drawn):
+    paths = sorted(drawn.rglob("*.jpg"))[:20]
+    one, two = (Predictor(run / "best.pt", batch=6, workers=w).probs(paths)[0] for w in (0, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_without_a_checkpoint_the_newest_run_answers_and_is_named(run, photo):
+    done = subprocess.run([sys.executable, ROOT / "predict.py", photo], cwd=run.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert str(run.relative_to(run.parents[1]) if run.is_absolute() else run) in done.stderr
+    assert done.stdout.count("%") == 3
+
+
+def test_errors_are_one_sentence(run, photo, drawn, tmp_path):
+    saved = checkpoint.load(run / "best.pt")
+    checkpoint.save(tmp_path / "other.pt", {k: v for k, v in saved.items() if k != "format"} | {"classes": ["x"] * 9})
+    (tmp_path / "void").mkdir()
+    for arguments, message in [((photo, "--checkpoint", "none.pt"), "none.pt: no such checkpoint"), ((photo,), "no trained model"),
+                               ((photo, "--checkpoint", run / "best.pt", tmp_path / "other.pt"), "knows other classes"),
+                               ((photo, "--checkpoint", run / "best.pt", "--tta", "99"), "there are 1 to 16 views"),
+                               ((tmp_path / "void", "--checkpoint", run / "best.pt"), "no photo in it"),
+                               ((photo, "--chekpoint", "x"), "--checkpoint")]:
+        done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode in (1, 2), arguments
+        assert message in done.stderr + done.stdout
+        assert "Traceback" not in done.stderr
+
+
+def test_no_checkpoint_and_changed_weights_are_refused(run, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint given"):
+        Predictor()
+    saved = {k: v for k, v in checkpoint.load(run / "best.pt").items() if k != "format"}
+    saved["weights"]["head.weight"] = saved["weights"]["head.weight"][:, :3]
+    checkpoint.save(tmp_path / "cut.pt", saved)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        Predictor(tmp_path / "cut.pt")

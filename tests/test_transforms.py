@@ -1,0 +1,126 @@
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import transforms
+from transforms import VIEWS, FixedViews, RandomErasing, RandomScaleCrop, RandomViews, View, crop_view, training_transform
+
+
+@pytest.fixture
+def photo(rng) -> np.ndarray:
+    return cv2.resize(rng.integers(0, 256, (15, 20, 3), dtype=np.uint8), (320, 240), interpolation=cv2.INTER_CUBIC)
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(8, 96), st.integers(0, 50))
+def test_any_photo_becomes_a_square(height, width, size, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    crop = A.Compose([RandomScaleCrop(size)])
+    crop.set_random_seed(seed)
+    for square in (crop(image=image)["image"], crop_view(image, size, 0.875, VIEWS[seed % len(VIEWS)])):
+        assert square.shape == (size, size, 3)
+        assert square.dtype == np.uint8
+
+
+def gradient() -> np.ndarray:
+    """Red counts columns, green counts rows: a crop tells where it came from. 100 x 200."""
+    y, x = np.mgrid[:100, :200]
+    return np.dstack([x, y, np.zeros_like(x)]).astype(np.uint8)
+
+
+def test_the_window_lies_inside_the_photo_and_the_zoom_inside_its_range():
+    crop = A.Compose([RandomScaleCrop(50, scale=(1.0, 2.0))])
+    sides = []
+    for seed in range(200):
+        crop.set_random_seed(seed)
+        square = crop(image=gradient())["image"].astype(int)
+        assert square[..., 1].max() <= 99
+        sides.append(square[-1, 0, 1] - square[0, 0, 1] + 1)
+        assert abs((square[0, -1, 0] - square[0, 0, 0]) - (square[-1, 0, 1] - square[0, 0, 1])) <= 3  # not stretched
+    assert min(sides) < 55
+    assert max(sides) > 92
+    assert max(sides) <= 101
+
+
+def test_a_photo_that_does_not_fill_the_crop_is_mirrored_not_blackened():
+    crop = A.Compose([RandomScaleCrop(64, scale=(0.5, 0.5))])
+    crop.set_random_seed(0)
+    assert crop(image=np.full((40, 40, 3), 77, np.uint8))["image"].min() == 77
+
+
+def test_erasing_paints_one_rectangle_of_the_asked_share():
+    erase = A.Compose([RandomErasing(area=(0.1, 0.2), p=1)])
+    shares = []
+    for seed in range(50):
+        erase.set_random_seed(seed)
+        changed = (erase(image=np.zeros((100, 100, 3), np.uint8))["image"] > 0).any(2)
+        rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+        box = changed[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+        assert box.mean() > 0.99
+        shares.append(box.size / changed.size)
+    assert 0.09 < min(shares) < 0.13
+    assert 0.17 < max(shares) < 0.21
+
+
+def test_erasing_leaves_the_original_alone():
+    image = np.zeros((20, 20, 3), np.uint8)
+    A.Compose([RandomErasing(p=1)])(image=image)
+    assert image.max() == 0
+
+
+def test_draws_depend_on_the_seed_alone(photo):
+    one, two = RandomViews(64, 2), RandomViews(64, 2)
+    two(photo, 99)  # what was drawn before does not matter
+    np.testing.assert_array_equal(one(photo, 5), two(photo, 5))
+    assert not np.array_equal(one(photo, 5)[0], one(photo, 5)[1])
+    assert not np.array_equal(one(photo, 5), one(photo, 6))
+
+
+def test_each_augmentation_of_the_entry_is_there_and_acts(photo):
+    pipeline = training_transform(64)
+    names = [type(t).__name__ for t in pipeline.transforms]
+    assert names == ["RandomScaleCrop", "HorizontalFlip", "VerticalFlip", "ShiftScaleRotate", "RandomBrightnessContrast", "OneOf",
+                     "RandomErasing"]
+    noises = pipeline.transforms[5].transforms
+    assert [type(t).__name__ for t in noises] == ["GaussNoise", "CLAHE", "ImageCompression", "RandomGamma", "Posterize", "Blur"]
+    square = crop_view(photo, 64, 1.0)
+    for t in [*pipeline.transforms[1:5], *noises, pipeline.transforms[6]]:
+        t.p = 1
+        t.set_random_seed(1)
+        changed = t(image=square)["image"]
+        assert not np.array_equal(changed, square), t
+        if t in noises:  # plausible: the eye sees the same photo
+            assert np.abs(changed.astype(int) - square).mean() < 30, t
+
+
+def test_a_wrong_argument_raises(monkeypatch):
+    monkeypatch.setattr(transforms.A, "GaussNoise", lambda **_: A.GaussNoise.__call__ and A.Blur(var_limit=(10, 50)))
+    with pytest.raises(UserWarning, match="var_limit"):
+        training_transform(64)
+
+
+@pytest.mark.parametrize("make", [lambda: RandomScaleCrop(64, scale=(2, 1)), lambda: RandomErasing(area=(0.5, 1.5)),
+                                  lambda: RandomErasing(ratio=(0, 1)), lambda: FixedViews(64, 1.0, 17), lambda: FixedViews(64, 1.0, 0)])
+def test_wrong_ranges_raise(make):
+    with pytest.raises(ValueError, match=r"scale|area|ratio|views"):
+        make()
+
+
+def test_the_first_view_is_the_evaluation_crop_and_the_second_its_mirror_image(photo):
+    one, two = FixedViews(64, 0.875, 2)(photo, 0)
+    np.testing.assert_array_equal(one, crop_view(photo, 64, 0.875))
+    np.testing.assert_array_equal(two, one[:, ::-1])
+    assert len({view.tobytes() for view in FixedViews(64, 0.875, len(VIEWS))(photo, 0)}) == len(VIEWS)
+
+
+def test_the_evaluation_crop_is_the_middle():
+    square = crop_view(gradient(), 50, 0.5)[..., :2].astype(float)
+    assert square.mean((0, 1)) == pytest.approx([99.5, 49.5], abs=0.6)
+    assert square[0, 0] == pytest.approx([75, 25], abs=1)
+
+
+def test_corner_views_reach_the_corners():
+    square = crop_view(gradient(), 50, 1.0, View(2.0, -1, 1))
+    assert square[-1, 0, :2].tolist() == pytest.approx([0, 99], abs=1)
