@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 
 from mixup import mixup
@@ -115,7 +114,8 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
 
     A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
     know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos as the evaluation sees them; labels int64 (N,).
-    Features are standardised for the fit, and the scaling is folded into the head's weights.
+    Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
+    weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
     inner = accelerator.unwrap_model(model).eval()
     found = []
@@ -127,14 +127,13 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
         tick(len(index) + len(failed))
     found = gather_object(found)
     index, features = (np.concatenate(column) for column in zip(*found, strict=True))
-    scaler = StandardScaler().fit(features)
-    fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(scaler.transform(features), labels[index].numpy())
+    scale = features.std()
+    fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
     weight, bias = fit.coef_, fit.intercept_
     if len(weight) == 1:                                                   # two classes: one row tells both apart
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    weight = weight / scaler.scale_
-    inner.head.weight.copy_(torch.from_numpy(weight))
-    inner.head.bias.copy_(torch.from_numpy(bias - weight @ scaler.mean_))
+    inner.head.weight.copy_(torch.from_numpy(weight / scale))
+    inner.head.bias.copy_(torch.from_numpy(bias))
 
 
 def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:

@@ -63,6 +63,7 @@ def train(config: Config) -> Path:
     epoch_steps = train_loader.batch_sampler.batches
 
     # The model, and SAM around SGD; warm-up, then cosine.
+    torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), "none" if saved else config.weights)
     if saved:
         model.load_state_dict(saved["weights"])

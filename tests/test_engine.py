@@ -92,7 +92,6 @@ def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, dra
 @pytest.mark.parametrize("classes", [2, 9])
 def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator, drawn, classes):
     from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
     torch.manual_seed(0)
     model = build_model(SMALL, classes, "none")
     paths = [str(p) for folder in sorted(drawn.iterdir())[:classes] if folder.is_dir() for p in sorted(folder.glob("*.jpg"))]
@@ -101,7 +100,7 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
     engine.fit_head(model, loader, labels, accelerator, lambda photos: None)
     with torch.inference_mode():
         features = torch.cat([model.features(images.flatten(0, -4)) for images, _, _ in loader])
-    scaled = StandardScaler().fit_transform(features.numpy())
+    scaled = (features / features.std()).numpy()
     reference = LogisticRegression(C=engine.HEAD_C, max_iter=1000).fit(scaled, labels)
     probs, _ = engine.predict_probs(model, loader, classes, accelerator)
     np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=2e-3)

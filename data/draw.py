@@ -1,0 +1,487 @@
+"""Photos of nine mushroom genera, drawn: something to train on without a network, and for the tests.
+
+    python data/draw.py --out data/drawn --per-class 40 --seed 0
+
+A mushroom is two surfaces of revolution, the cap and its underside, on a bent cylinder. Each is a height z(r) over
+the distance r from the axis, both in cap radii, the rim at r = 1, z near 0. Seen from an elevation e it projects to
+
+    x = r cos(theta),   y = r sin(theta) sin(e) - z(r) cos(e)          (y points down, as in a picture)
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+RINGS = 72                                # circles that a surface is built of; fewer show as bands
+OVERSAMPLE = 2                            # mushrooms are drawn this many times larger, then shrunk: smooth edges
+SIZES = (300, 320, 340), (320, 360, 400)  # heights and widths of photos, pixels
+JPEG_QUALITY = 84, 95                     # from, below
+
+SHAPES = {  # z(r) of the cap, 1 at the highest
+    "dome": lambda r: np.sqrt(np.maximum(1 - r**2, 0)),
+    "cushion": lambda r: np.maximum(1 - r**3.2, 0) ** 0.6,
+    "flat": lambda r: np.maximum(1 - r**7, 0) ** 0.7 - 0.45 * np.exp(-((r / 0.42) ** 2)),
+    "funnel": lambda r: 1.02 * (0.08 + 0.92 * np.minimum(r / 0.8, 1) ** 2) * np.maximum(1 - r**12, 0) ** 0.6,
+    "cone": lambda r: np.maximum(1 - np.sqrt(r**2 + 0.015) / 1.0075, 0) ** 0.82,
+    "bell": lambda r: 0.62 * np.maximum(1 - r**2.2, 0) ** 0.75 + 0.4 * np.exp(-((r / 0.2) ** 2)),
+}
+WHITE, CREAM, RUST, MILK = (0.97, 0.95, 0.9), (0.93, 0.86, 0.68), (0.66, 0.3, 0.1), (1.0, 1.0, 0.97)
+
+
+@dataclass(frozen=True)
+class Genus:
+    """What tells a genus. Colours are RGB in 0..1, lengths are in cap radii, pairs are (least, most)."""
+
+    caps: tuple                 # colours that the cap may have
+    unders: tuple               # colours of gills or pores
+    stems: tuple                # colours of the stem
+    shapes: tuple               # of the cap, keys of SHAPES
+    height: tuple               # of the cap
+    stem_width: tuple           # half of it, at the top
+    stem_length: tuple
+    size: float = 1.0           # of the cap, against other genera
+    bulge: float = 0.3          # how much wider the stem is at its foot
+    gloss: float = 0.12         # 0 = matt, 1 = wet
+    pores: bool = False         # else gills
+    marks: frozenset = frozenset()
+
+
+GENERA = {
+    "Agaricus": Genus(((.96, .94, .9), (.93, .87, .77), (.84, .72, .56)), ((.83, .52, .5), (.55, .33, .28), (.4, .25, .2)),
+                      (WHITE,), ("dome", "cushion"), (.5, .85), (.17, .24), (1.3, 1.8), marks=frozenset({"ring", "scales"})),
+    "Amanita": Genus(((.86, .1, .06), (.9, .25, .05), (.93, .45, .08), (.52, .36, .24)), (WHITE,), (WHITE,),
+                     ("dome", "dome", "cushion"), (.4, .95), (.13, .19), (1.6, 2.2), bulge=.6, gloss=.3,
+                     marks=frozenset({"ring", "warts", "volva"})),
+    "Boletus": Genus(((.47, .27, .13), (.6, .38, .2), (.36, .2, .11)), ((.9, .86, .66), (.78, .74, .36), (.66, .62, .28)),
+                     ((.85, .73, .55), (.76, .6, .42)), ("cushion", "dome"), (.5, .8), (.3, .42), (1.2, 1.7), 1.05, .55, .15,
+                     pores=True, marks=frozenset({"net"})),
+    "Cortinarius": Genus(((.45, .32, .5), (.5, .3, .22), (.58, .36, .2), (.36, .27, .42)), ((.6, .32, .14), (.52, .32, .36)),
+                         ((.72, .62, .74), (.74, .62, .55)), ("dome", "bell"), (.5, .85), (.15, .22), (1.5, 2.1), .9, .7, .2,
+                         marks=frozenset({"cortina", "fibres"})),
+    "Entoloma": Genus(((.36, .42, .54), (.44, .48, .55), (.27, .33, .5), (.52, .47, .45)), ((.9, .62, .58), (.88, .7, .66)),
+                      ((.6, .64, .7), (.5, .55, .66)), ("bell",), (.6, .95), (.07, .12), (1.9, 2.6), .8, .15, .14,
+                      marks=frozenset({"fibres"})),
+    "Hygrocybe": Genus(((.88, .12, .06), (.95, .5, .05), (.97, .76, .1), (.93, .32, .06)), ((.97, .8, .35), (.95, .6, .3)),
+                       ((.96, .74, .16), (.93, .5, .12)), ("cone",), (.7, 1.15), (.09, .14), (1.7, 2.3), .66, .0, .7),
+    "Lactarius": Genus(((.88, .5, .24), (.78, .4, .25), (.86, .6, .5), (.5, .47, .3)), ((.95, .78, .55), (.93, .68, .42)),
+                       ((.9, .64, .4), (.86, .7, .54)), ("funnel",), (.3, .5), (.2, .28), (1.0, 1.4), 1.0, .0, .2,
+                       marks=frozenset({"zones", "drops"})),
+    "Russula": Genus(((.8, .14, .18), (.52, .2, .4), (.5, .58, .32), (.9, .72, .25), (.88, .5, .52), (.4, .42, .46)),
+                     (WHITE, (.95, .9, .76)), (WHITE,), ("flat",), (.28, .42), (.2, .27), (1.1, 1.6), 1.0, .05, .28),
+    "Suillus": Genus(((.68, .42, .13), (.8, .58, .2), (.48, .27, .11)), ((.95, .84, .35), (.85, .76, .28)),
+                     ((.93, .82, .45), (.88, .76, .5)), ("cushion", "dome"), (.45, .75), (.18, .25), (1.2, 1.6), .95, .1, 1.0,
+                     pores=True, marks=frozenset({"ring", "dots"})),
+}
+
+
+def noise(rng, shape, cells):
+    """Soft noise float32 shape = (H, W) in 0..1, its grains 1/cells[0] of the height and 1/cells[1] of the width."""
+    grid = rng.random((max(2, int(cells[0])), max(2, int(cells[1]))), np.float32)
+    return np.clip(cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
+
+
+def pick(rng, colours):
+    """One of the colours, a little changed: float32 (3,)."""
+    return np.clip(np.float32(colours[rng.integers(len(colours))]) + rng.normal(0, 0.025, 3).astype(np.float32), 0, 1)
+
+
+def weigh(rgb, share):
+    """A colour (3,) or picture (H, W, 3) times share (H, W), float32. Merged planes: numpy broadcasts slower."""
+    share = np.asarray(share, np.float32)
+    return cv2.merge([share * float(c) for c in rgb]) if np.ndim(rgb) == 1 else rgb * cv2.merge([share] * 3)
+
+
+def blend(below, above, share):
+    """below where share (H, W) is 0, above where it is 1; each (H, W, 3) or a colour (3,)."""
+    return weigh(below, 1 - share) + weigh(above, share)
+
+
+class Sprite:
+    """One mushroom, upright: rgba float32 (H, W, 4), the colours multiplied by alpha; the cap's rim lies around (0, 0)."""
+
+    def __init__(self, radius, length, elevation):
+        self.radius, self.e = radius, elevation                       # pixels, radians (> 0 from above)
+        self.sin, self.cos = float(np.sin(elevation)), float(np.cos(elevation))    # plain: arrays stay float32
+        self.centre = np.array([1.2, 1.3]) * radius
+        self.rgba = np.zeros((int((1.3 + length + 0.5) * radius), int(2.4 * radius), 4), np.float32)
+        self.y, self.x = ((np.float32(axis) - float(c)) / float(radius) for axis, c in
+                          zip(np.ogrid[:self.rgba.shape[0], :self.rgba.shape[1]], self.centre[::-1], strict=True))
+
+    def pixels(self, x, y, bits=0):
+        """Points in cap radii as integer pixels (..., 2), with `bits` bits after the point."""
+        return np.rint((np.stack([x, y], -1) * self.radius + self.centre) * 2**bits).astype(np.int32)
+
+    def project(self, r, theta, z):
+        return self.pixels(r * np.cos(theta), r * np.sin(theta) * self.sin - z * self.cos)
+
+    def paint(self, alpha, rgb):
+        """Lay a colour (3,) or (H, W, 3) over what is there, where alpha (H, W) says."""
+        left, top, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
+        box = np.s_[top:top + height, left:left + width]
+        a = np.asarray(alpha[box], np.float32)
+        over = cv2.merge([*cv2.split(weigh(rgb if np.ndim(rgb) == 1 else rgb[box], a)), a])
+        self.rgba[box] = self.rgba[box] * cv2.merge([1 - a] * 4) + over
+
+    def head(self):
+        """The same sprite without the rows that no cap reaches: less to compute."""
+        part, rows = copy.copy(self), int(2.05 * self.radius)
+        part.rgba, part.y = self.rgba[:rows], self.y[:rows]
+        return part
+
+    def mask(self, draw):
+        """What draw(picture uint8 (H, W)) leaves in it, a little softened: float32 (H, W) in 0..1."""
+        picture = np.zeros(self.rgba.shape[:2], np.uint8)
+        draw(picture)
+        return cv2.GaussianBlur(picture, (5, 5), 0).astype(np.float32) / 255
+
+    def surface(self, z, inward):
+        """Paint order hides what is hidden: rings from the rim inward, or from the axis outward.
+
+        Returns r (H, W) of each pixel's point and the surface's mask (H, W).
+        """
+        r = np.full(self.rgba.shape[:2], -1, np.float32)
+        for ring in np.linspace(1, 0.01, RINGS)[::1 if inward else -1]:
+            axes = np.maximum(np.array([ring, ring * abs(self.sin)]) * self.radius, 1.5) * 16
+            centre = self.pixels(0, -z(ring) * self.cos, bits=4)
+            cv2.ellipse(r, centre.tolist(), np.rint(axes).astype(int).tolist(), 0, 0, 360, float(ring), -1, cv2.LINE_8, 4)
+        mask = cv2.GaussianBlur((r >= 0).astype(np.float32), (3, 3), 0)
+        return cv2.blur(np.where(r < 0, 1, r), (5, 5)), mask
+
+
+def spots(rng, count, inner=0.05):
+    """Evenly strewn points of the unit disc, like a sunflower's seeds, shaken: r and theta, each (count,)."""
+    k = np.arange(count) + rng.uniform(0.2, 0.8, count)
+    return np.sqrt(inner**2 + (1 - inner**2) * k / count), k * 2.39996 + rng.normal(0, 0.12, count)
+
+
+def draw_spots(sprite, r, theta, z, sizes):
+    """The mask of round patches that lie on the surface z, foreshortened; sizes in cap radii."""
+    flat = max(abs(sprite.sin), 0.5)
+
+    def draw(picture):
+        for (x, y), size in zip(sprite.project(r, theta, z(r)).tolist(), sizes * sprite.radius, strict=True):
+            cv2.ellipse(picture, (x, y), (max(1, round(size)), max(1, round(size * flat))), 0, 0, 360, 255, -1)
+    return sprite.mask(draw)
+
+
+def draw_cap(sprite, genus, rng, z, light):
+    """The cap's skin: its colour and marks, lit from `light`, a unit vector (right, to the viewer, up)."""
+    r, mask = sprite.surface(z, inward=sprite.e > 0)
+    cos = np.clip(sprite.x / r, -1, 1)
+    front = np.sign(sprite.y + z(r) * sprite.cos) if sprite.e > 0 else 1
+    sin = front * np.sqrt(1 - cos**2)
+    colour, other = pick(rng, genus.caps), pick(rng, genus.caps)
+    skin = blend(colour * rng.uniform(0.7, 0.95), np.clip(colour * 1.12, 0, 1), np.clip(r * 1.1, 0, 1))
+    skin = blend(skin, other, 0.35 * noise(rng, r.shape, (5, 5)) ** 2)
+    if "zones" in genus.marks:
+        wave = np.sin(r * rng.uniform(24, 32) + 1.6 * noise(rng, r.shape, (7, 7)))
+        skin = weigh(skin, 1 - 0.15 * np.clip(wave * 1.6, -0.4, 1))
+    if "fibres" in genus.marks:
+        around = (np.arctan2(sin, cos) * 20 + 64).astype(np.float32)
+        streaks = cv2.remap(rng.random((1, 128), np.float32), around, np.zeros_like(around), cv2.INTER_LINEAR)
+        skin = weigh(skin, 1 - 0.3 * streaks * r)
+    if "scales" in genus.marks:
+        rs, theta = spots(rng, 90, 0.15)
+        skin = blend(skin, skin * np.float32((0.78, 0.68, 0.56)), 0.6 * draw_spots(sprite, rs, theta, z, rng.uniform(.01, .035, 90)))
+    if "warts" in genus.marks:
+        count = rng.integers(35, 75)
+        rs, theta = spots(rng, count)
+        warts = draw_spots(sprite, rs * 0.96, theta, z, rng.uniform(0.025, 0.075, count) * (1.1 - 0.4 * rs))
+        skin = blend(weigh(skin, 1 - 0.4 * np.roll(warts, 5, 0)), WHITE, warts)
+    slope = (z(np.clip(r + 0.02, 0, 0.995)) - z(np.clip(r - 0.02, 0, 0.955))) / 0.04
+    up = 1 / np.sqrt(1 + slope**2)
+    normal = -slope * cos * up, -slope * sin * up, up
+    shade = sum(n * part for n, part in zip(normal, light, strict=True))
+    half = np.array(light) + [0, sprite.cos, sprite.sin]
+    half /= np.linalg.norm(half)
+    shine = np.clip(sum(n * part for n, part in zip(normal, half.tolist(), strict=True)), 0, 1)
+    lit = weigh(skin, 0.42 + 0.72 * np.clip(cv2.blur(shade, (7, 7)), 0, 1))
+    glint = genus.gloss * (0.65 * cv2.blur(shine, (7, 7)) ** 60 + 0.2 * shine**12)
+    sprite.paint(mask, np.clip(blend(lit, MILK, glint), 0, 1))
+
+
+def draw_underside(sprite, genus, rng, z):
+    """Gills: many rays. Pores: many dots. Milk gathers on it in drops."""
+    r, mask = sprite.surface(z, inward=True)
+    colour = pick(rng, genus.unders)
+    shade = 0.5 + 0.45 * r**1.5
+    if genus.pores:
+        rs, theta = spots(rng, 700)
+        shade = shade * (1 - 0.38 * draw_spots(sprite, rs, theta, z, np.full(700, 0.013)))
+    else:
+        count = rng.integers(75, 110)
+        theta = np.arange(count) * 2 * np.pi / count + rng.normal(0, 0.012, count)
+        inner = np.where(np.arange(count) % 2, 0.5, 0.1)   # every other gill stops halfway, as real ones do
+        ends = [sprite.project(at, theta, z(at)) for at in (inner, np.full(count, 0.985))]
+        rays = sprite.mask(lambda picture: cv2.polylines(picture, np.stack(ends, 1), False, 255, 2))
+        shade = shade * (1.04 - 0.4 * rays)
+    rim = np.clip((r - 0.955) / 0.03, 0, 1)
+    sprite.paint(mask, np.clip(weigh(colour, shade * (1 - 0.12 * rim)), 0, 1))
+    if "drops" in genus.marks:
+        rs, theta = spots(rng, rng.integers(9, 18), 0.35)
+        for size, tone in ((0.032, MILK), (0.014, (0.8, 0.82, 0.8))):
+            sprite.paint(draw_spots(sprite, rs, theta, z, np.full(len(rs), size)), np.float32(tone))
+
+
+def draw_stem(sprite, genus, rng, top, length, light):
+    """A cylinder from y = top down to length, rounded at the foot. Returns its half width as a function of y."""
+    width, bend, bulge = rng.uniform(*genus.stem_width), rng.normal(0, 0.1), genus.bulge * rng.uniform(0.7, 1.3)
+    t = np.clip((sprite.y - top) / (length - top), 0, 1)                       # (H, 1): 0 at the cap, 1 at the foot
+    half = width * (1 + bulge * t**2.5) * np.sqrt(np.clip((1 - t) / 0.06, 0, 1))
+    across = (sprite.x - bend * t**2) / np.maximum(half, 1e-3)                 # (H, W): -1 and 1 at the edges
+    mask = np.clip((1 - abs(across)) * half * sprite.radius, 0, 1) * (sprite.y >= top)
+    across, shape = np.clip(across, -1, 1), across.shape
+    shade = 0.55 + 0.5 * np.clip(across * light[0] + np.sqrt(1 - across**2) * max(light[1], 0.5), 0, 1)
+    shade = shade * (0.88 + 0.18 * noise(rng, shape, (6, shape[1] / 3))) * (0.72 + 0.28 * np.clip(t / 0.12, 0, 1))
+    if "net" in genus.marks:
+        around, along = np.arcsin(across) * 5, (sprite.y - top) * 16
+        net = np.minimum(abs(np.sin(around + along)), abs(np.sin(around - along)))
+        shade *= 1 - 0.3 * np.clip(1 - net / 0.3, 0, 1) * (1 - 0.7 * t)
+    if "dots" in genus.marks:
+        shade *= 1 - 0.35 * (noise(rng, shape, (shape[0] / 5, shape[1] / 5)) > 0.82)
+    colour = pick(rng, genus.stems)
+    if "cortina" in genus.marks:
+        rusty = np.exp(-(((t - 0.3) / 0.07) ** 2)) * noise(rng, shape, (40, 20)) * 1.2
+        colour = blend(colour, RUST, np.clip(rusty, 0, 0.9))
+    sprite.paint(mask, np.clip(weigh(colour, shade), 0, 1))
+    return lambda y: width * (1 + bulge * np.clip((y - top) / (length - top), 0, 1) ** 2.5)
+
+
+def draw_skirt(sprite, rng, y, width, drop, colour):
+    """A ring: a frilled skirt that hangs from the stem at y, `drop` long."""
+    side = np.linspace(-1, 1, 41)
+    sag = np.sqrt(1 - side**2)
+    frill = 0.018 * np.sin(side * rng.uniform(14, 20) + rng.uniform(0, 6))
+    upper = sprite.pixels(side * width * 1.02, y + sag * 0.02, bits=4)
+    lower = sprite.pixels(side * width * 1.65, y + drop * (0.7 + 0.5 * sag) + frill, bits=4)
+    mask = sprite.mask(lambda picture: cv2.fillPoly(picture, [np.concatenate([upper, lower[::-1]])], 255, 16, 4))
+    folds = 0.9 + 0.09 * np.sin(sprite.x / width * 11) - 0.28 * np.clip(abs(sprite.x) / width - 0.5, 0, 1)
+    sprite.paint(0.35 * np.roll(mask, 6, 0), np.float32((0.25, 0.2, 0.16)))
+    sprite.paint(mask, np.clip(weigh(colour, np.broadcast_to(folds, mask.shape)), 0, 1))
+
+
+def draw_volva(sprite, rng, y, width):
+    """The torn white bag that an Amanita stands in."""
+    side = np.linspace(-1, 1, 41)
+    upper = sprite.pixels(side * width * 1.3, y - 0.26 + rng.uniform(-0.05, 0.05, 41), bits=4)
+    lower = sprite.pixels(side * width * 1.55, y + 0.22 * np.sqrt(1 - side**2), bits=4)
+    mask = sprite.mask(lambda picture: cv2.fillPoly(picture, [np.concatenate([upper, lower[::-1]])], 255, 16, 4))
+    shade = 0.95 - 0.35 * np.clip(abs(sprite.x) / width / 1.5, 0, 1) ** 2 - 0.1 * noise(rng, mask.shape, (30, 20))
+    sprite.paint(mask, weigh((0.95, 0.91, 0.82), shade))
+
+
+def draw_cortina(sprite, rng, width):
+    """A Cortinarius' cobweb: rusty threads from the cap's rim to the stem."""
+    theta = rng.uniform(0, 2 * np.pi, 44)
+    rim = sprite.project(0.93, theta, np.zeros(44))
+    on_stem = sprite.pixels(np.cos(theta) * width, rng.uniform(0.35, 0.6, 44))
+    threads = sprite.mask(lambda picture: cv2.polylines(picture, np.stack([rim, on_stem], 1), False, 255, 1))
+    sprite.paint(0.75 * threads, np.float32((0.8, 0.5, 0.28)))
+
+
+def draw_mushroom(genus, rng, radius, elevation, light):
+    """One upright mushroom, its cap `radius` pixels: a Sprite and the y of its foot in cap radii."""
+    length, height = rng.uniform(*genus.stem_length), rng.uniform(*genus.height)
+    shape = SHAPES[genus.shapes[rng.integers(len(genus.shapes))]]
+    sprite = Sprite(radius, length, elevation)
+    funnel = shape is SHAPES["funnel"]
+
+    def skin(r): return height * (shape(np.float32(r)) - funnel * 0.3)
+    def under(r): return height * 0.55 * (np.float32(r) - 1) if funnel else 0.1 * (1 - np.float32(r))
+
+    foot = length * np.cos(elevation)
+    top = -under(0.1) * np.cos(elevation)
+    above = elevation > 0
+    parts = [lambda: draw_cap(sprite.head(), genus, rng, skin, light), lambda: draw_underside(sprite.head(), genus, rng, under),
+             lambda: draw_stem_and_trimmings(sprite, genus, rng, top, foot, light)]
+    for part in parts[::-1] if above else parts:       # what is nearer comes later
+        part()
+    return sprite, foot
+
+
+def draw_stem_and_trimmings(sprite, genus, rng, top, foot, light):
+    width = draw_stem(sprite, genus, rng, top, foot, light)
+    if "volva" in genus.marks:
+        draw_volva(sprite, rng, foot - 0.1, width(foot))
+    if "ring" in genus.marks:
+        y = max(top, 0) + abs(sprite.sin) * 0.55 + rng.uniform(0.12, 0.25)
+        draw_skirt(sprite, rng, y, width(y), rng.uniform(0.13, 0.24) * (0.6 if genus.pores else 1), pick(rng, genus.stems))
+    if "cortina" in genus.marks:
+        draw_cortina(sprite, rng, width(0.4))
+
+
+# --- the forest ---
+
+GROUNDS = {  # dark and light ground, dark and light distance
+    "grass": ((.1, .2, .05), (.38, .52, .16), (.12, .24, .1), (.62, .74, .36)),
+    "moss": ((.08, .15, .04), (.4, .46, .12), (.06, .12, .07), (.36, .46, .26)),
+    "litter": ((.14, .08, .04), (.52, .35, .18), (.12, .12, .07), (.56, .5, .3)),
+    "soil": ((.1, .07, .05), (.34, .25, .18), (.1, .13, .1), (.45, .5, .42)),
+}
+
+
+def draw_ground(kind, rng, shape, horizon):
+    """Background float32 (H, W, 3): blurred distance with spots of light, sharper ground from the row `horizon` on."""
+    dark, light, far_dark, far_light = (np.float32(c) * rng.uniform(0.85, 1.15) for c in GROUNDS[kind])
+    height, width = shape
+    far = blend(far_dark, far_light, noise(rng, shape, (4, 5)) * np.linspace(1, 0.3, height, dtype=np.float32)[:, None])
+    bokeh = np.zeros(shape, np.float32)
+    for _ in range(rng.integers(6, 22)):
+        at = rng.integers(0, width), rng.integers(0, max(horizon, 1))
+        cv2.circle(bokeh, [int(v) for v in at], int(rng.integers(5, 20)), float(rng.uniform(0.1, 0.4)), -1)
+    far = blend(far, np.minimum(far_light * 1.5, 1), cv2.GaussianBlur(bokeh, (9, 9), 0))
+    grain = 0.35 * noise(rng, shape, (8, 10)) + 0.3 * noise(rng, shape, (30, 40)) + 0.35 * noise(rng, shape, (90, 110))
+    near = blend(dark, light, grain * 1.3 - 0.15)
+    rows = np.arange(height, dtype=np.float32)[:, None] + 14 * noise(rng, shape, (2, 12))
+    return blend(far, near, np.clip((rows - horizon) / 30, 0, 1))
+
+
+def strew(picture, kind, rng, low, high, count):
+    """Blades of grass, sprigs of moss, fallen leaves or crumbs, their feet in the rows low to high; far ones first."""
+    dark, light = (np.float32(c) for c in GROUNDS[kind][:2])
+    rise, turn = np.linspace(0, 1, 5), np.linspace(0, 2 * np.pi, 10)
+    disc, waist = np.stack([np.cos(turn), np.sin(turn)], 1), abs(np.sin(turn))
+    for y in np.sort(rng.uniform(low, high, count)):
+        near = 0.5 + 0.7 * y / picture.shape[0]
+        x, share = rng.uniform(0, picture.shape[1]), rng.uniform(0.2, 1.3)
+        colour = np.clip(dark + (light - dark) * share + rng.normal(0, 0.03, 3), 0, 1).tolist()
+        if kind in ("grass", "moss"):
+            tall = near * (rng.uniform(16, 50) if kind == "grass" else rng.uniform(4, 13))
+            middle, thick = x + rng.normal(0, 0.4) * tall * rise**2, 1.7 * near * (1 - rise)
+            left, right = ((middle + side, y - tall * rise) for side in (-thick, thick))
+            points = np.array([np.append(a, b[::-1]) for a, b in zip(left, right, strict=True)]).T
+        elif kind == "litter":
+            leaf = disc * near * [13, rng.uniform(3, 7)]
+            leaf[:, 1] *= waist                                               # pointed at both ends
+            sin, cos = np.sin(angle := rng.uniform(0, np.pi)), np.cos(angle)
+            points = leaf @ np.array([[cos, sin], [-sin, cos]]) * [1, 0.6] + [x, y]
+            tint = ((1, 1, 1), (1.3, 0.85, 0.6), (1.2, 1.05, 0.6))[rng.integers(3)]
+            colour = np.clip(np.array(colour) * tint, 0, 1).tolist()
+        else:
+            points = disc * [1, 0.6] * rng.uniform(0.8, 3.5) * near + [x, y]
+        cv2.fillPoly(picture, [np.rint(points * 16).astype(np.int32)], colour, cv2.LINE_8, 4)
+
+
+def plant(picture, sprite, foot, x, y, tilt):
+    """Shrink the sprite, tilt it about its foot, set that at pixel (x, y) of the picture float32 (H, W, 3)."""
+    height, width = picture.shape[:2]
+    pivot = sprite.centre + [0, foot * sprite.radius]
+    turn = cv2.getRotationMatrix2D(pivot.tolist(), tilt, 1.0)
+    turn[:, 2] += np.array([x, y]) * OVERSAMPLE - pivot
+    big = cv2.warpAffine(sprite.rgba, turn, (width * OVERSAMPLE, height * OVERSAMPLE))
+    rgba = cv2.resize(big, (width, height), interpolation=cv2.INTER_AREA)
+    shadow = np.zeros((height, width), np.float32)
+    reach = sprite.radius / OVERSAMPLE
+    cv2.ellipse(shadow, (int(x + 0.2 * reach), int(y)), (int(reach * 0.9), int(reach * 0.22)), 0, 0, 360, 0.6, -1)
+    keep = (1 - cv2.blur(cv2.blur(shadow, (25, 13)), (25, 13))) * (1 - rgba[..., 3])
+    picture *= cv2.merge([keep] * 3)
+    picture += rgba[..., :3]
+
+
+def draw_photo(genus: str, rng: np.random.Generator, size: tuple[int, int] = (320, 360)) -> np.ndarray:
+    """A photo of one to three mushrooms of a genus, uint8 RGB (H, W, 3); size = (H, W), pixels."""
+    if genus not in GENERA:
+        raise DrawError(f"{genus}: no such genus here. There are {', '.join(GENERA)}.")
+    height, width = size
+    traits, kind = GENERA[genus], list(GROUNDS)[rng.integers(len(GROUNDS))]
+    elevation = rng.uniform(-0.5, -0.16) if rng.random() < 0.6 else rng.uniform(0.12, 0.6)   # gills show, or not
+    traits = replace(traits, caps=(pick(rng, traits.caps),))       # mushrooms of one photo are of one kind
+    horizon = int(height * rng.uniform(0.45, 0.7))
+    picture = draw_ground(kind, rng, size, horizon)
+    strew(picture, kind, rng, horizon + 10, height, 120)
+    picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.6, 1.8))
+    side = rng.uniform(-0.75, 0.75)
+    light = (np.array([side, 0.45, 0.8]) / np.linalg.norm([side, 0.45, 0.8])).tolist()
+    count = rng.choice([1, 1, 1, 2, 2, 3])
+    where = np.linspace(0, 1, count + 2)[1:-1] * width + rng.normal(0, 0.05, count) * width
+    for x, y in zip(rng.permutation(where), np.sort(rng.uniform(0.82, 0.97, count)) * height, strict=True):
+        radius = traits.size * rng.uniform(0.24, 0.36) * min(height, width) * (1, 0.74, 0.58)[count - 1]
+        tallest = 0.9 * y / (traits.stem_length[1] + traits.height[1])        # all of it fits into the photo
+        sprite, foot = draw_mushroom(traits, rng, OVERSAMPLE * min(radius, tallest), elevation, light)
+        plant(picture, sprite, foot, x, y, rng.normal(0, 9))
+        strew(picture, kind, rng, y + 2, y + 16, 30)
+    strew(picture, kind, rng, height - 10, height + 20, 40)
+    return develop(picture, rng)
+
+
+def develop(picture, rng):
+    """The camera: warm or cold light, exposure, dark corners, grain. float (H, W, 3) in 0..1 to uint8."""
+    height, width = picture.shape[:2]
+    y, x = np.ogrid[-1:1:height * 1j, -1:1:width * 1j]
+    warm = rng.normal(0, 0.05)
+    gain = np.array([1 + warm, 1, 1 - warm]) * rng.uniform(0.92, 1.16)
+    grain = rng.standard_normal((height, width), np.float32) * rng.uniform(0.006, 0.02)
+    picture = picture * weigh(gain, 1 - 0.16 * (x**2 + y**2)) + cv2.merge([grain] * 3)
+    return cv2.convertScaleAbs(np.clip(picture, 0, 1), alpha=255)
+
+
+# --- files ---
+
+class DrawError(ValueError):
+    """Nothing was drawn; the message says why."""
+
+
+def write_photos(folder: Path, per_class: int, seed: int) -> None:
+    """GENUS/genus_0001.jpg and so on; photo i of genus g depends on (seed, g, i) alone."""
+    for g, genus in enumerate(GENERA):
+        (folder / genus).mkdir(parents=True)
+        for i in range(1, per_class + 1):
+            rng = np.random.default_rng((seed, g, i))
+            photo = draw_photo(genus, rng, tuple(int(rng.choice(sides)) for sides in SIZES))
+            quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY))]
+            data = cv2.imencode(".jpg", photo[..., ::-1], quality)[1]      # not imwrite: it fails on some paths
+            (folder / genus / f"{genus.lower()}_{i:04d}.jpg").write_bytes(data)
+
+
+def is_drawn(out: Path, arguments: dict) -> bool:
+    """Whether this script drew `out` with these arguments: its drawn.json says so."""
+    try:
+        return json.loads((out / "drawn.json").read_text()) == arguments
+    except (OSError, ValueError):
+        return False
+
+
+def draw_dataset(out: Path = Path("data/drawn"), per_class: int = 40, seed: int = 0) -> Path:
+    """Draw nine genera as a folder of class folders.
+
+    out: a new or empty folder; per_class: photos of each genus; seed: 0 or more, another one gives other photos.
+    Returns out. What is there already is left alone: if it is just this, nothing is done, else DrawError.
+    """
+    out, part = Path(out), Path(f"{out}.part")          # an interrupted draw leaves only the latter
+    arguments = {"per_class": per_class, "seed": seed}
+    if per_class < 1 or seed < 0:
+        raise DrawError(f"--per-class {per_class} --seed {seed}: the first must be at least 1, the second at least 0.")
+    if is_drawn(out, arguments):
+        print(f"{out}: already drawn")
+        return out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DrawError(f"{out}: there is something else in it already. Pass another --out, or move it away.")
+    if part.exists() and not (part / ".drawing").exists():
+        raise DrawError(f"{part}: needed for the drawing, but it is not ours. Pass another --out, or move it away.")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    (part / ".drawing").touch()                         # says that this folder may be deleted
+    write_photos(part, per_class, seed)
+    (part / "drawn.json").write_text(json.dumps(arguments))
+    (part / ".drawing").unlink()
+    if out.exists():
+        out.rmdir()                                     # empty, and Windows renames onto nothing that exists
+    part.rename(out)
+    print(f"drew {per_class * len(GENERA)} photos of {len(GENERA)} genera into {out}")
+    return out
+
+
+if __name__ == "__main__":
+    import tyro
+    try:
+        tyro.cli(draw_dataset)
+    except (DrawError, OSError) as problem:
+        sys.exit(str(problem))
