@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 HANDLE = "maysee/mushrooms-classification-common-genuss-images"
-GENERA = {"Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus"}
+GENERA = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma",
+          "Hygrocybe", "Lactarius", "Russula", "Suillus")
 
 
 class DownloadError(RuntimeError):
@@ -27,28 +28,30 @@ def fetch() -> Path:
         return Path(kagglehub.dataset_download(HANDLE))
     except Exception as error:  # kagglehub raises what requests, its own client and the zip reader do
         raise DownloadError(
-            f"{HANDLE}: could not be downloaded ({type(error).__name__}). Check the network; if Kaggle asks who you are, "
-            "put an API token from kaggle.com/settings into ~/.kaggle/kaggle.json; or download the set by hand from "
-            f"kaggle.com/datasets/{HANDLE}, or draw photos: python data/draw.py") from error
+            f"{HANDLE}: could not be downloaded ({type(error).__name__}). Check the network; if Kaggle "
+            "asks who you are, put an API token from kaggle.com/settings into ~/.kaggle/kaggle.json; or get "
+            f"the set by hand from kaggle.com/datasets/{HANDLE}, or draw some: python data/draw.py"
+        ) from error
 
 
 def find_classes(folder: Path) -> Path:
-    """The folder, at any depth, that holds the nine class folders. The set comes with a copy of itself inside."""
-    for inner in [folder, *sorted((f for f in folder.rglob("*") if f.is_dir()), key=lambda f: (len(f.parts), f))]:
+    """The folder, at any depth, that holds the nine class folders; the outermost, if several do."""
+    inside = (f for f in folder.rglob("*") if f.is_dir())
+    for inner in [folder, *sorted(inside, key=lambda f: (len(f.parts), f))]:
         if all((inner / genus).is_dir() for genus in GENERA):
             return inner
-    raise DownloadError(f"{folder}: downloaded, but no folder in it holds the nine classes {', '.join(sorted(GENERA))}.")
+    raise DownloadError(f"{folder}: downloaded, but no folder in it holds the classes {', '.join(GENERA)}.")
 
 
 def download(out: Path = Path("data/mushrooms9")) -> Path:
-    """Fetch the set and copy its nine class folders to out, which must be new. Returns out. Raises DownloadError."""
+    """Fetch the set and copy its nine class folders to out, which must be new. Raises DownloadError."""
     out, part = Path(out), Path(f"{out}.part")
     for folder in (out, part):
         if folder.exists():
             raise DownloadError(f"{folder}: exists already. Pass another --out, or move it away.")
     source = find_classes(fetch())
     try:
-        for genus in sorted(GENERA):
+        for genus in GENERA:
             shutil.copytree(source / genus, part / genus)
         part.rename(out)
     finally:

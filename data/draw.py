@@ -2,8 +2,8 @@
 
     python data/draw.py --out data/drawn --per-class 40 --seed 0
 
-A mushroom is two surfaces of revolution, the cap and its underside, on a bent cylinder. Each is a height z(r) over
-the distance r from the axis, both in cap radii, the rim at r = 1, z near 0. Seen from an elevation e it projects to
+A mushroom is two surfaces of revolution, the cap and its underside, on a bent cylinder. Each is a height z(r)
+over the distance r from the axis, both in cap radii, the rim at r = 1, z near 0. Seen from an elevation e:
 
     x = r cos(theta),   y = r sin(theta) sin(e) - z(r) cos(e)          (y points down, as in a picture)
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
 import sys
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import cv2
 import numpy as np
 
 RINGS = 72                                # circles that a surface is built of; fewer show as bands
-OVERSAMPLE = 2                            # mushrooms are drawn this many times larger, then shrunk: smooth edges
+OVERSAMPLE = 2                            # mushrooms are drawn this many times larger, then shrunk
 SIZES = (300, 320, 340), (320, 360, 400)  # heights and widths of photos, pixels
 JPEG_QUALITY = 84, 95                     # from, below
 
@@ -33,7 +34,7 @@ SHAPES = {  # z(r) of the cap, 1 at the highest
     "cone": lambda r: np.maximum(1 - np.sqrt(r**2 + 0.015) / 1.0075, 0) ** 0.82,
     "bell": lambda r: 0.62 * np.maximum(1 - r**2.2, 0) ** 0.75 + 0.4 * np.exp(-((r / 0.2) ** 2)),
 }
-WHITE, CREAM, RUST, MILK = (0.97, 0.95, 0.9), (0.93, 0.86, 0.68), (0.66, 0.3, 0.1), (1.0, 1.0, 0.97)
+WHITE, RUST, MILK = (0.97, 0.95, 0.9), (0.66, 0.3, 0.1), (1.0, 1.0, 0.97)
 
 
 @dataclass(frozen=True)
@@ -55,47 +56,66 @@ class Genus:
 
 
 GENERA = {
-    "Agaricus": Genus(((.96, .94, .9), (.93, .87, .77), (.84, .72, .56)), ((.83, .52, .5), (.55, .33, .28), (.4, .25, .2)),
-                      (WHITE,), ("dome", "cushion"), (.5, .85), (.17, .24), (1.3, 1.8), marks=frozenset({"ring", "scales"})),
-    "Amanita": Genus(((.86, .1, .06), (.9, .25, .05), (.93, .45, .08), (.52, .36, .24)), (WHITE,), (WHITE,),
-                     ("dome", "dome", "cushion"), (.4, .95), (.13, .19), (1.6, 2.2), bulge=.6, gloss=.3,
-                     marks=frozenset({"ring", "warts", "volva"})),
-    "Boletus": Genus(((.47, .27, .13), (.6, .38, .2), (.36, .2, .11)), ((.9, .86, .66), (.78, .74, .36), (.66, .62, .28)),
-                     ((.85, .73, .55), (.76, .6, .42)), ("cushion", "dome"), (.5, .8), (.3, .42), (1.2, 1.7), 1.05, .55, .15,
-                     pores=True, marks=frozenset({"net"})),
-    "Cortinarius": Genus(((.45, .32, .5), (.5, .3, .22), (.58, .36, .2), (.36, .27, .42)), ((.6, .32, .14), (.52, .32, .36)),
-                         ((.72, .62, .74), (.74, .62, .55)), ("dome", "bell"), (.5, .85), (.15, .22), (1.5, 2.1), .9, .7, .2,
-                         marks=frozenset({"cortina", "fibres"})),
-    "Entoloma": Genus(((.36, .42, .54), (.44, .48, .55), (.27, .33, .5), (.52, .47, .45)), ((.9, .62, .58), (.88, .7, .66)),
-                      ((.6, .64, .7), (.5, .55, .66)), ("bell",), (.6, .95), (.07, .12), (1.9, 2.6), .8, .15, .14,
-                      marks=frozenset({"fibres"})),
-    "Hygrocybe": Genus(((.88, .12, .06), (.95, .5, .05), (.97, .76, .1), (.93, .32, .06)), ((.97, .8, .35), (.95, .6, .3)),
-                       ((.96, .74, .16), (.93, .5, .12)), ("cone",), (.7, 1.15), (.09, .14), (1.7, 2.3), .66, .0, .7),
-    "Lactarius": Genus(((.88, .5, .24), (.78, .4, .25), (.86, .6, .5), (.5, .47, .3)), ((.95, .78, .55), (.93, .68, .42)),
-                       ((.9, .64, .4), (.86, .7, .54)), ("funnel",), (.3, .5), (.2, .28), (1.0, 1.4), 1.0, .0, .2,
-                       marks=frozenset({"zones", "drops"})),
-    "Russula": Genus(((.8, .14, .18), (.52, .2, .4), (.5, .58, .32), (.9, .72, .25), (.88, .5, .52), (.4, .42, .46)),
-                     (WHITE, (.95, .9, .76)), (WHITE,), ("flat",), (.28, .42), (.2, .27), (1.1, 1.6), 1.0, .05, .28),
-    "Suillus": Genus(((.68, .42, .13), (.8, .58, .2), (.48, .27, .11)), ((.95, .84, .35), (.85, .76, .28)),
-                     ((.93, .82, .45), (.88, .76, .5)), ("cushion", "dome"), (.45, .75), (.18, .25), (1.2, 1.6), .95, .1, 1.0,
-                     pores=True, marks=frozenset({"ring", "dots"})),
+    "Agaricus": Genus(
+        caps=((.96, .94, .9), (.93, .87, .77), (.84, .72, .56)),
+        unders=((.83, .52, .5), (.55, .33, .28), (.4, .25, .2)), stems=(WHITE,), shapes=("dome", "cushion"),
+        height=(.5, .85), stem_width=(.17, .24), stem_length=(1.3, 1.8),
+        marks=frozenset({"ring", "scales"})),
+    "Amanita": Genus(
+        caps=((.86, .1, .06), (.9, .25, .05), (.93, .45, .08), (.52, .36, .24)), unders=(WHITE,),
+        stems=(WHITE,), shapes=("dome", "cushion"), height=(.4, .95), stem_width=(.13, .19),
+        stem_length=(1.6, 2.2), bulge=.6, gloss=.3, marks=frozenset({"ring", "volva", "warts"})),
+    "Boletus": Genus(
+        caps=((.47, .27, .13), (.6, .38, .2), (.36, .2, .11)),
+        unders=((.9, .86, .66), (.78, .74, .36), (.66, .62, .28)), stems=((.85, .73, .55), (.76, .6, .42)),
+        shapes=("cushion", "dome"), height=(.5, .8), stem_width=(.3, .42), stem_length=(1.2, 1.7),
+        size=1.05, bulge=.55, gloss=.15, pores=True, marks=frozenset({"net"})),
+    "Cortinarius": Genus(
+        caps=((.45, .32, .5), (.5, .3, .22), (.58, .36, .2), (.36, .27, .42)),
+        unders=((.6, .32, .14), (.52, .32, .36)), stems=((.72, .62, .74), (.74, .62, .55)),
+        shapes=("dome", "bell"), height=(.5, .85), stem_width=(.15, .22), stem_length=(1.5, 2.1), size=.9,
+        bulge=.7, gloss=.2, marks=frozenset({"cortina", "fibres"})),
+    "Entoloma": Genus(
+        caps=((.36, .42, .54), (.44, .48, .55), (.27, .33, .5), (.52, .47, .45)),
+        unders=((.9, .62, .58), (.88, .7, .66)), stems=((.6, .64, .7), (.5, .55, .66)), shapes=("bell",),
+        height=(.6, .95), stem_width=(.07, .12), stem_length=(1.9, 2.6), size=.8, bulge=.15, gloss=.14,
+        marks=frozenset({"fibres"})),
+    "Hygrocybe": Genus(
+        caps=((.88, .12, .06), (.95, .5, .05), (.97, .76, .1), (.93, .32, .06)),
+        unders=((.97, .8, .35), (.95, .6, .3)), stems=((.96, .74, .16), (.93, .5, .12)), shapes=("cone",),
+        height=(.7, 1.15), stem_width=(.09, .14), stem_length=(1.7, 2.3), size=.66, bulge=0.0, gloss=.7),
+    "Lactarius": Genus(
+        caps=((.88, .5, .24), (.78, .4, .25), (.86, .6, .5), (.5, .47, .3)),
+        unders=((.95, .78, .55), (.93, .68, .42)), stems=((.9, .64, .4), (.86, .7, .54)),
+        shapes=("funnel",), height=(.3, .5), stem_width=(.2, .28), stem_length=(1.0, 1.4), bulge=0.0,
+        gloss=.2, marks=frozenset({"drops", "zones"})),
+    "Russula": Genus(
+        caps=((.8, .14, .18), (.52, .2, .4), (.5, .58, .32), (.9, .72, .25), (.88, .5, .52), (.4, .42, .46)),
+        unders=(WHITE, (.95, .9, .76)), stems=(WHITE,), shapes=("flat",), height=(.28, .42),
+        stem_width=(.2, .27), stem_length=(1.1, 1.6), bulge=.05, gloss=.28),
+    "Suillus": Genus(
+        caps=((.68, .42, .13), (.8, .58, .2), (.48, .27, .11)), unders=((.95, .84, .35), (.85, .76, .28)),
+        stems=((.93, .82, .45), (.88, .76, .5)), shapes=("cushion", "dome"), height=(.45, .75),
+        stem_width=(.18, .25), stem_length=(1.2, 1.6), size=.95, bulge=.1, gloss=1.0, pores=True,
+        marks=frozenset({"dots", "ring"})),
 }
 
 
 def noise(rng, shape, cells):
-    """Soft noise float32 shape = (H, W) in 0..1, its grains 1/cells[0] of the height and 1/cells[1] of the width."""
+    """Soft noise float32 shape = (H, W) in 0..1, of cells = (rows, columns) of grains."""
     grid = rng.random((max(2, int(cells[0])), max(2, int(cells[1]))), np.float32)
     return np.clip(cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
 
 
 def pick(rng, colours):
     """One of the colours, a little changed: float32 (3,)."""
-    return np.clip(np.float32(colours[rng.integers(len(colours))]) + rng.normal(0, 0.025, 3).astype(np.float32), 0, 1)
+    colour = colours[rng.integers(len(colours))] + rng.normal(0, 0.025, 3)
+    return np.clip(colour, 0, 1).astype(np.float32)
 
 
 def weigh(rgb, share):
-    """A colour (3,) or picture (H, W, 3) times share (H, W), float32. Merged planes: numpy broadcasts slower."""
-    share = np.asarray(share, np.float32)
+    """A colour (3,) or picture (H, W, 3) times share (H, W), float32."""
+    share = np.asarray(share, np.float32)            # planes are merged: numpy broadcasts slower
     return cv2.merge([share * float(c) for c in rgb]) if np.ndim(rgb) == 1 else rgb * cv2.merge([share] * 3)
 
 
@@ -105,15 +125,16 @@ def blend(below, above, share):
 
 
 class Sprite:
-    """One mushroom, upright: rgba float32 (H, W, 4), the colours multiplied by alpha; the cap's rim lies around (0, 0)."""
+    """One mushroom, upright: rgba float32 (H, W, 4), colours times alpha; the rim lies around (0, 0)."""
 
     def __init__(self, radius, length, elevation):
         self.radius, self.e = radius, elevation                       # pixels, radians (> 0 from above)
-        self.sin, self.cos = float(np.sin(elevation)), float(np.cos(elevation))    # plain: arrays stay float32
+        self.sin, self.cos = math.sin(elevation), math.cos(elevation)
         self.centre = np.array([1.2, 1.3]) * radius
         self.rgba = np.zeros((int((1.3 + length + 0.5) * radius), int(2.4 * radius), 4), np.float32)
-        self.y, self.x = ((np.float32(axis) - float(c)) / float(radius) for axis, c in
-                          zip(np.ogrid[:self.rgba.shape[0], :self.rgba.shape[1]], self.centre[::-1], strict=True))
+        rows, columns = np.ogrid[:self.rgba.shape[0], :self.rgba.shape[1]]
+        self.x = ((columns - self.centre[0]) / radius).astype(np.float32)   # (1, W)
+        self.y = ((rows - self.centre[1]) / radius).astype(np.float32)      # (H, 1)
 
     def pixels(self, x, y, bits=0):
         """Points in cap radii as integer pixels (..., 2), with `bits` bits after the point."""
@@ -149,9 +170,9 @@ class Sprite:
         """
         r = np.full(self.rgba.shape[:2], -1, np.float32)
         for ring in np.linspace(1, 0.01, RINGS)[::1 if inward else -1]:
-            axes = np.maximum(np.array([ring, ring * abs(self.sin)]) * self.radius, 1.5) * 16
+            axes = [round(16 * max(ring * self.radius * flat, 1.5)) for flat in (1, abs(self.sin))]
             centre = self.pixels(0, -z(ring) * self.cos, bits=4)
-            cv2.ellipse(r, centre.tolist(), np.rint(axes).astype(int).tolist(), 0, 0, 360, float(ring), -1, cv2.LINE_8, 4)
+            cv2.ellipse(r, centre.tolist(), axes, 0, 0, 360, float(ring), -1, cv2.LINE_8, 4)
         mask = cv2.GaussianBlur((r >= 0).astype(np.float32), (3, 3), 0)
         return cv2.blur(np.where(r < 0, 1, r), (5, 5)), mask
 
@@ -168,7 +189,8 @@ def draw_spots(sprite, r, theta, z, sizes):
 
     def draw(picture):
         for (x, y), size in zip(sprite.project(r, theta, z(r)).tolist(), sizes * sprite.radius, strict=True):
-            cv2.ellipse(picture, (x, y), (max(1, round(size)), max(1, round(size * flat))), 0, 0, 360, 255, -1)
+            axes = max(1, round(size)), max(1, round(size * flat))
+            cv2.ellipse(picture, (x, y), axes, 0, 0, 360, 255, -1)
     return sprite.mask(draw)
 
 
@@ -190,7 +212,8 @@ def draw_cap(sprite, genus, rng, z, light):
         skin = weigh(skin, 1 - 0.3 * streaks * r)
     if "scales" in genus.marks:
         rs, theta = spots(rng, 90, 0.15)
-        skin = blend(skin, skin * np.float32((0.78, 0.68, 0.56)), 0.6 * draw_spots(sprite, rs, theta, z, rng.uniform(.01, .035, 90)))
+        scales = draw_spots(sprite, rs, theta, z, rng.uniform(0.01, 0.035, 90))
+        skin = blend(skin, skin * np.float32((0.78, 0.68, 0.56)), 0.6 * scales)
     if "warts" in genus.marks:
         count = rng.integers(35, 75)
         rs, theta = spots(rng, count)
@@ -232,15 +255,17 @@ def draw_underside(sprite, genus, rng, z):
 
 
 def draw_stem(sprite, genus, rng, top, length, light):
-    """A cylinder from y = top down to length, rounded at the foot. Returns its half width as a function of y."""
-    width, bend, bulge = rng.uniform(*genus.stem_width), rng.normal(0, 0.1), genus.bulge * rng.uniform(0.7, 1.3)
-    t = np.clip((sprite.y - top) / (length - top), 0, 1)                       # (H, 1): 0 at the cap, 1 at the foot
+    """A stem from y = top down to length, rounded at the foot. Returns its half width at y, a function."""
+    width, bend = rng.uniform(*genus.stem_width), rng.normal(0, 0.1)
+    bulge = genus.bulge * rng.uniform(0.7, 1.3)
+    t = np.clip((sprite.y - top) / (length - top), 0, 1)           # (H, 1): 0 at the cap, 1 at the foot
     half = width * (1 + bulge * t**2.5) * np.sqrt(np.clip((1 - t) / 0.06, 0, 1))
     across = (sprite.x - bend * t**2) / np.maximum(half, 1e-3)                 # (H, W): -1 and 1 at the edges
     mask = np.clip((1 - abs(across)) * half * sprite.radius, 0, 1) * (sprite.y >= top)
     across, shape = np.clip(across, -1, 1), across.shape
     shade = 0.55 + 0.5 * np.clip(across * light[0] + np.sqrt(1 - across**2) * max(light[1], 0.5), 0, 1)
-    shade = shade * (0.88 + 0.18 * noise(rng, shape, (6, shape[1] / 3))) * (0.72 + 0.28 * np.clip(t / 0.12, 0, 1))
+    shade = shade * (0.88 + 0.18 * noise(rng, shape, (6, shape[1] / 3)))
+    shade = shade * (0.72 + 0.28 * np.clip(t / 0.12, 0, 1))                    # the shadow of the cap
     if "net" in genus.marks:
         around, along = np.arcsin(across) * 5, (sprite.y - top) * 16
         net = np.minimum(abs(np.sin(around + along)), abs(np.sin(around - along)))
@@ -262,7 +287,7 @@ def draw_skirt(sprite, rng, y, width, drop, colour):
     frill = 0.018 * np.sin(side * rng.uniform(14, 20) + rng.uniform(0, 6))
     upper = sprite.pixels(side * width * 1.02, y + sag * 0.02, bits=4)
     lower = sprite.pixels(side * width * 1.65, y + drop * (0.7 + 0.5 * sag) + frill, bits=4)
-    mask = sprite.mask(lambda picture: cv2.fillPoly(picture, [np.concatenate([upper, lower[::-1]])], 255, 16, 4))
+    mask = sprite.mask(lambda picture: cv2.fillPoly(picture, [np.r_[upper, lower[::-1]]], 255, 16, 4))
     folds = 0.9 + 0.09 * np.sin(sprite.x / width * 11) - 0.28 * np.clip(abs(sprite.x) / width - 0.5, 0, 1)
     sprite.paint(0.35 * np.roll(mask, 6, 0), np.float32((0.25, 0.2, 0.16)))
     sprite.paint(mask, np.clip(weigh(colour, np.broadcast_to(folds, mask.shape)), 0, 1))
@@ -273,8 +298,9 @@ def draw_volva(sprite, rng, y, width):
     side = np.linspace(-1, 1, 41)
     upper = sprite.pixels(side * width * 1.3, y - 0.26 + rng.uniform(-0.05, 0.05, 41), bits=4)
     lower = sprite.pixels(side * width * 1.55, y + 0.22 * np.sqrt(1 - side**2), bits=4)
-    mask = sprite.mask(lambda picture: cv2.fillPoly(picture, [np.concatenate([upper, lower[::-1]])], 255, 16, 4))
-    shade = 0.95 - 0.35 * np.clip(abs(sprite.x) / width / 1.5, 0, 1) ** 2 - 0.1 * noise(rng, mask.shape, (30, 20))
+    mask = sprite.mask(lambda picture: cv2.fillPoly(picture, [np.r_[upper, lower[::-1]]], 255, 16, 4))
+    shade = 0.95 - 0.35 * np.clip(abs(sprite.x) / width / 1.5, 0, 1) ** 2
+    shade = shade - 0.1 * noise(rng, mask.shape, (30, 20))
     sprite.paint(mask, weigh((0.95, 0.91, 0.82), shade))
 
 
@@ -300,7 +326,8 @@ def draw_mushroom(genus, rng, radius, elevation, light):
     foot = length * np.cos(elevation)
     top = -under(0.1) * np.cos(elevation)
     above = elevation > 0
-    parts = [lambda: draw_cap(sprite.head(), genus, rng, skin, light), lambda: draw_underside(sprite.head(), genus, rng, under),
+    parts = [lambda: draw_cap(sprite.head(), genus, rng, skin, light),
+             lambda: draw_underside(sprite.head(), genus, rng, under),
              lambda: draw_stem_and_trimmings(sprite, genus, rng, top, foot, light)]
     for part in parts[::-1] if above else parts:       # what is nearer comes later
         part()
@@ -313,7 +340,8 @@ def draw_stem_and_trimmings(sprite, genus, rng, top, foot, light):
         draw_volva(sprite, rng, foot - 0.1, width(foot))
     if "ring" in genus.marks:
         y = max(top, 0) + abs(sprite.sin) * 0.55 + rng.uniform(0.12, 0.25)
-        draw_skirt(sprite, rng, y, width(y), rng.uniform(0.13, 0.24) * (0.6 if genus.pores else 1), pick(rng, genus.stems))
+        drop = rng.uniform(0.13, 0.24) * (0.6 if genus.pores else 1)
+        draw_skirt(sprite, rng, y, width(y), drop, pick(rng, genus.stems))
     if "cortina" in genus.marks:
         draw_cortina(sprite, rng, width(0.4))
 
@@ -329,23 +357,24 @@ GROUNDS = {  # dark and light ground, dark and light distance
 
 
 def draw_ground(kind, rng, shape, horizon):
-    """Background float32 (H, W, 3): blurred distance with spots of light, sharper ground from the row `horizon` on."""
+    """Background float32 (H, W, 3): blurred distance with spots of light, ground from row `horizon` on."""
     dark, light, far_dark, far_light = (np.float32(c) * rng.uniform(0.85, 1.15) for c in GROUNDS[kind])
     height, width = shape
-    far = blend(far_dark, far_light, noise(rng, shape, (4, 5)) * np.linspace(1, 0.3, height, dtype=np.float32)[:, None])
+    fade = np.linspace(1, 0.3, height, dtype=np.float32)[:, None]
+    far = blend(far_dark, far_light, noise(rng, shape, (4, 5)) * fade)
     bokeh = np.zeros(shape, np.float32)
     for _ in range(rng.integers(6, 22)):
         at = rng.integers(0, width), rng.integers(0, max(horizon, 1))
         cv2.circle(bokeh, [int(v) for v in at], int(rng.integers(5, 20)), float(rng.uniform(0.1, 0.4)), -1)
     far = blend(far, np.minimum(far_light * 1.5, 1), cv2.GaussianBlur(bokeh, (9, 9), 0))
-    grain = 0.35 * noise(rng, shape, (8, 10)) + 0.3 * noise(rng, shape, (30, 40)) + 0.35 * noise(rng, shape, (90, 110))
+    grain = sum(noise(rng, shape, cells) for cells in ((8, 10), (30, 40), (90, 110))) / 3
     near = blend(dark, light, grain * 1.3 - 0.15)
     rows = np.arange(height, dtype=np.float32)[:, None] + 14 * noise(rng, shape, (2, 12))
     return blend(far, near, np.clip((rows - horizon) / 30, 0, 1))
 
 
 def strew(picture, kind, rng, low, high, count):
-    """Blades of grass, sprigs of moss, fallen leaves or crumbs, their feet in the rows low to high; far ones first."""
+    """Grass, moss, leaves or crumbs, their feet in the rows low to high; far ones first."""
     dark, light = (np.float32(c) for c in GROUNDS[kind][:2])
     rise, turn = np.linspace(0, 1, 5), np.linspace(0, 2 * np.pi, 10)
     disc, waist = np.stack([np.cos(turn), np.sin(turn)], 1), abs(np.sin(turn))
@@ -371,7 +400,7 @@ def strew(picture, kind, rng, low, high, count):
 
 
 def plant(picture, sprite, foot, x, y, tilt):
-    """Shrink the sprite, tilt it about its foot, set that at pixel (x, y) of the picture float32 (H, W, 3)."""
+    """Shrink the sprite, tilt it about its foot, set that at pixel (x, y) of picture, float32 (H, W, 3)."""
     height, width = picture.shape[:2]
     pivot = sprite.centre + [0, foot * sprite.radius]
     turn = cv2.getRotationMatrix2D(pivot.tolist(), tilt, 1.0)
@@ -380,7 +409,8 @@ def plant(picture, sprite, foot, x, y, tilt):
     rgba = cv2.resize(big, (width, height), interpolation=cv2.INTER_AREA)
     shadow = np.zeros((height, width), np.float32)
     reach = sprite.radius / OVERSAMPLE
-    cv2.ellipse(shadow, (int(x + 0.2 * reach), int(y)), (int(reach * 0.9), int(reach * 0.22)), 0, 0, 360, 0.6, -1)
+    axes = int(reach * 0.9), int(reach * 0.22)
+    cv2.ellipse(shadow, (int(x + 0.2 * reach), int(y)), axes, 0, 0, 360, 0.6, -1)
     keep = (1 - cv2.blur(cv2.blur(shadow, (25, 13)), (25, 13))) * (1 - rgba[..., 3])
     picture *= cv2.merge([keep] * 3)
     picture += rgba[..., :3]
@@ -392,7 +422,8 @@ def draw_photo(genus: str, rng: np.random.Generator, size: tuple[int, int] = (32
         raise DrawError(f"{genus}: no such genus here. There are {', '.join(GENERA)}.")
     height, width = size
     traits, kind = GENERA[genus], list(GROUNDS)[rng.integers(len(GROUNDS))]
-    elevation = rng.uniform(-0.5, -0.16) if rng.random() < 0.6 else rng.uniform(0.12, 0.6)   # gills show, or not
+    # radians; from below, gills or pores show
+    elevation = rng.uniform(-0.5, -0.16) if rng.random() < 0.6 else rng.uniform(0.12, 0.6)
     traits = replace(traits, caps=(pick(rng, traits.caps),))       # mushrooms of one photo are of one kind
     horizon = int(height * rng.uniform(0.45, 0.7))
     picture = draw_ground(kind, rng, size, horizon)
@@ -437,7 +468,7 @@ def write_photos(folder: Path, per_class: int, seed: int) -> None:
             rng = np.random.default_rng((seed, g, i))
             photo = draw_photo(genus, rng, tuple(int(rng.choice(sides)) for sides in SIZES))
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(*JPEG_QUALITY))]
-            data = cv2.imencode(".jpg", photo[..., ::-1], quality)[1]      # not imwrite: it fails on some paths
+            data = cv2.imencode(".jpg", photo[..., ::-1], quality)[1]  # not imwrite: it fails on some paths
             (folder / genus / f"{genus.lower()}_{i:04d}.jpg").write_bytes(data)
 
 
@@ -452,29 +483,29 @@ def is_drawn(out: Path, arguments: dict) -> bool:
 def draw_dataset(out: Path = Path("data/drawn"), per_class: int = 40, seed: int = 0) -> Path:
     """Draw nine genera as a folder of class folders.
 
-    out: a new or empty folder; per_class: photos of each genus; seed: 0 or more, another one gives other photos.
+    out: a new or empty folder; per_class: photos of each genus; seed: 0 or more; another gives other photos.
     Returns out. What is there already is left alone: if it is just this, nothing is done, else DrawError.
     """
     out, part = Path(out), Path(f"{out}.part")          # an interrupted draw leaves only the latter
     arguments = {"per_class": per_class, "seed": seed}
     if per_class < 1 or seed < 0:
-        raise DrawError(f"--per-class {per_class} --seed {seed}: the first must be at least 1, the second at least 0.")
+        raise DrawError(f"--per-class {per_class} --seed {seed}: the least are 1 and 0.")
     if is_drawn(out, arguments):
         print(f"{out}: already drawn")
         return out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DrawError(f"{out}: there is something else in it already. Pass another --out, or move it away.")
     if part.exists() and not (part / ".drawing").exists():
-        raise DrawError(f"{part}: needed for the drawing, but it is not ours. Pass another --out, or move it away.")
+        raise DrawError(f"{part}: in the way, and not this script's. Move it away, or pass another --out.")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     (part / ".drawing").touch()                         # says that this folder may be deleted
     write_photos(part, per_class, seed)
     (part / "drawn.json").write_text(json.dumps(arguments))
-    (part / ".drawing").unlink()
     if out.exists():
         out.rmdir()                                     # empty, and Windows renames onto nothing that exists
     part.rename(out)
+    (out / ".drawing").unlink()
     print(f"drew {per_class * len(GENERA)} photos of {len(GENERA)} genera into {out}")
     return out
 

@@ -1,0 +1,51 @@
+"""Contact sheets for a person to judge: `python -m tools.look augmentations PHOTO...` and `... predictions RUN/best.pt PHOTO...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+from photos import read_photo
+from pictures import contact_sheet
+from predict import Predictor
+from transforms import crop_view, training_transform
+
+
+def augmentations(*photos: Path, out: Path = Path("augmentations.png"), size: int = 224) -> None:
+    """Each photo as it is, then after each augmentation alone, then three draws of the whole pipeline."""
+    images, captions = [], []
+    for path in photos:
+        photo = read_photo(path)
+        square = crop_view(photo, size, 1.0)
+        images.append(square)
+        captions.append(path.stem)
+        steps = training_transform(size).transforms
+        for step in [step for outer in steps for step in getattr(outer, "transforms", [outer])]:
+            step.p = 1.0
+            step.set_random_seed(0)
+            images.append(step(image=photo if step is steps[0] else square)["image"])
+            captions.append(type(step).__name__)
+        whole = training_transform(size)
+        for seed in range(3):
+            whole.set_random_seed(seed)
+            images.append(whole(image=photo)["image"])
+            captions.append(f"all, draw {seed + 1}")
+    contact_sheet(out, images, captions, columns=len(images) // len(photos) // 2)
+    print(out)
+
+
+def predictions(checkpoint: Path, *photos: Path, out: Path = Path("predictions.png"), columns: int = 6) -> None:
+    """Photos with the answer and its probability; the folder's name beside it where the two differ."""
+    predictor = Predictor(checkpoint)
+    images, captions = [], []
+    for path in photos:
+        label, prob = next(iter(predictor(path).items()))
+        images.append(crop_view(read_photo(path), 224, 1.0))
+        captions.append(f"{label} {prob:.0%}" + ("" if label == path.parent.name else f"\n({path.parent.name})"))
+    contact_sheet(out, images, captions, columns)
+    print(out)
+
+
+if __name__ == "__main__":
+    tyro.extras.subcommand_cli_from_dict({"augmentations": augmentations, "predictions": predictions})
