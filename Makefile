@@ -6,7 +6,7 @@ PY = $(VENV)/bin/python
 .PHONY: demo test clean
 
 demo: $(VENV)/.user
-	$(PY) data/draw.py --out data/drawn --per-class 40
+	$(PY) data/draw.py --out data/drawn --per-class 25
 	$(PY) main.py --data data/drawn --model tf_efficientnet_lite0 --image-size 128 --epochs 2 --batch 32
 	$(PY) predict.py data/drawn/Amanita/amanita_0001.jpg
 	@echo

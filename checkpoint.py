@@ -57,7 +57,9 @@ def load(path: Path) -> dict:
         raise CheckpointError(f"{path}: not a checkpoint of this program, or a broken one. Use best.pt or last.pt of a run.") from error
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
     if missing:
-        raise CheckpointError(f"{path}: holds no {', '.join(sorted(missing))}: not a checkpoint of this program. Use best.pt or last.pt of a run.")
+        raise CheckpointError(f"{path}: holds no {', '.join(sorted(missing))}: not a checkpoint of this program. "
+                              "Use best.pt or last.pt of a run.")
     if checkpoint["format"] != FORMAT:
-        raise CheckpointError(f"{path}: has format {checkpoint['format']}, this program reads format {FORMAT}. Use the version that wrote it.")
+        raise CheckpointError(f"{path}: has format {checkpoint['format']}, this program reads format {FORMAT}. "
+                              "Use the version that wrote it.")
     return checkpoint

@@ -14,7 +14,7 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class Config:
     # --- photos ---
-    data: Path = Path("data/photos")  # a folder of class folders (train/, val/, test/ may hold them), or a CSV image,label[,group]
+    data: Path = Path("data")  # a folder of class folders (train/, val/, test/ may hold them), or a CSV image,label[,group]
     folds: int = 5  # the photos are cut into this many parts, one of which validates; 5 = 20 % for validation
     fold: int = 0  # which part validates, 0 to folds-1
     image_size: int = 0  # pixels, square; 0 = what the backbone was trained at (B6: 528)

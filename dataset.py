@@ -135,7 +135,8 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
         side.iloc[validates] = "val"
     missing = sorted(set(table.label) - set(table.label[side == "train"]))
     if missing:
-        raise DataError(f"no readable photo to train on for: {', '.join(missing)}. Add photos of it, remove the class, or take another --fold.")
+        raise DataError(f"no readable photo to train on for: {', '.join(missing)}. "
+                        "Add photos of it, remove the class, or take another --fold.")
     return table.assign(side=side)
 
 

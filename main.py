@@ -98,40 +98,44 @@ def train(config: Config) -> Path:
         read = ~torch.tensor(probs).isnan().any(1)
         return metrics.scores(probs[read], labels[side][read].numpy())
 
+    def judge(epoch: int) -> None:
+        """Add a row to the history, keep the model if it is the best so far."""
+        scores = evaluate("val", val_loader)
+        row = {"epoch": epoch, "lr": sgd.param_groups[0]["lr"],
+               "train_loss": progress["loss_sum"] / progress["photos"] if progress["photos"] else float("nan"),
+               **{f"val_{name}": score for name, score in scores.items()},
+               "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
+        history.append(row)
+        learnt = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
+        say(f"epoch {epoch}/{config.epochs}  {learnt}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
+            f"macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
+        if best(history) is row:
+            save("best.pt")
+        if accelerator.is_main_process:
+            record.write_table(run / "log.csv", pd.DataFrame(history))
+
+    began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
-        if config.head_first:
-            with Bar("fitting the head", len(labels["train"]), 0, accelerator) as bar:
-                engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
-            say(f"head fitted on frozen features: accuracy {evaluate('val', val_loader)['accuracy']:.4f}")
         record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
         draw_a_batch(run, train_loader, labels["train"], classes, config)
+        if config.head_first:
+            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
+                engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
+            judge(epoch=0)
         save_last()
     if accelerator.device.type == "cpu":
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
 
     with StopRequest() as stop:
         while progress["epoch"] < config.epochs and not stop():
-            began = time.monotonic() - 60 * progress["minutes"]
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed, stop=stop, tick=bar.tick)
-            progress["minutes"] = (time.monotonic() - began) / 60
             if progress["step"] == epoch_steps:
-                scores = evaluate("val", val_loader)
-                progress["minutes"] = (time.monotonic() - began) / 60
-                row = {"epoch": progress["epoch"] + 1, "lr": sgd.param_groups[0]["lr"],
-                       "train_loss": progress["loss_sum"] / max(progress["photos"], 1),
-                       **{f"val_{name}": score for name, score in scores.items()},
-                       "skipped_steps": optimizer.skipped, "minutes": progress["minutes"]}
-                history.append(row)
+                judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}
-                say(f"epoch {row['epoch']}/{config.epochs}  loss {row['train_loss']:.3f}  val loss {row['val_loss']:.3f}  "
-                    f"accuracy {row['val_accuracy']:.4f}  macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
-                if best(history) is row:
-                    save("best.pt")
-                if accelerator.is_main_process:
-                    record.write_table(run / "log.csv", pd.DataFrame(history))
+            progress["minutes"] = (time.monotonic() - began) / 60
             save_last()
     if progress["epoch"] < config.epochs:
         say(f"stopped; all is saved. Go on with: python main.py --resume {run}")

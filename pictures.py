@@ -19,7 +19,7 @@ def contact_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[s
     """Write a picture of many: images uint8 (H, W, 3), a caption under each."""
     rows = -(-len(images) // columns)
     with rc_context({"font.family": FONTS}):
-        figure = Figure(figsize=(columns * inch, rows * (inch + 0.5)), dpi=110, layout="constrained")
+        figure = Figure(figsize=(columns * inch, rows * (inch + 0.32)), dpi=110, layout="constrained")
         for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")
             if i < len(images):

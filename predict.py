@@ -54,7 +54,7 @@ class Predictor:
         for path in checkpoints:
             saved = checkpoint.load(Path(path))
             if self.models and saved["classes"] != self.classes:
-                raise CheckpointError(f"{path}: knows other classes than {checkpoints[0]}. Only models of the same classes can be averaged.")
+                raise CheckpointError(f"{path}: knows other classes than {checkpoints[0]}. Average models of the same classes.")
             self.classes: list[str] = saved["classes"]
             model = build_model(saved["model"], len(self.classes), weights="none")
             try:

@@ -7,7 +7,8 @@ import torch
 import checkpoint
 from checkpoint import CheckpointError, load, save
 
-WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "config": {}, "weights": {"w": torch.ones(3)}}
+WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "config": {},
+         "weights": {"w": torch.ones(3)}}
 
 
 def test_what_was_saved_loads(tmp_path):
@@ -55,6 +56,7 @@ def test_missing_half_foreign_and_newer_files_are_told_apart(tmp_path):
     torch.save({"w": torch.ones(3)}, tmp_path / "foreign.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({**WHOLE, "format": 99}, tmp_path / "newer.pt")
-    for name, message in {"none": "no such checkpoint", "half": "broken", "foreign": "holds no", "list": "holds no", "newer": "format 99"}.items():
+    messages = {"none": "no such checkpoint", "half": "broken", "foreign": "holds no", "list": "holds no", "newer": "format 99"}
+    for name, message in messages.items():
         with pytest.raises(CheckpointError, match=message):
             load(tmp_path / f"{name}.pt")

@@ -3,9 +3,9 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from config import Config, ConfigError
-from conftest import ROOT
 
 
 def test_defaults_are_the_entry_s():

@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from conftest import ROOT
 from dataset import Batches, DataError, Photos, describe, find_trouble, load_table, make_loader, read_csv, split
 from transforms import FixedViews, RandomViews
 
@@ -169,8 +169,11 @@ def test_batches_are_the_same_byte_for_byte_with_any_number_of_workers(tmp_path)
         for (images, index), (same, same_index) in zip(reference, batches_of(tmp_path, workers), strict=True):
             assert torch.equal(index, same_index)
             assert torch.equal(images, same)
-    first, second = (torch.cat([im for im, _ in reference[e * 3:e * 3 + 3]])[torch.cat([i for _, i in reference[e * 3:e * 3 + 3]]).argsort()]
-                     for e in range(2))
+    def in_order(epoch):
+        images, index = (torch.cat(part) for part in zip(*reference[3 * epoch:3 * epoch + 3], strict=True))
+        return images[index.argsort()]
+
+    first, second = in_order(0), in_order(1)
     assert not torch.equal(first, second)  # epochs differ
 
 

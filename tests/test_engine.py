@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALL
 
 import engine
-from conftest import SMALL
 from dataset import Batches, Photos, make_loader
 from model import build_model
 from sam import SAM

@@ -13,11 +13,11 @@ import time
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT, SMALL
 
 import checkpoint
 import main
 from config import Config, ConfigError
-from conftest import ROOT, SMALL
 from dataset import DataError
 from record import RunError
 
@@ -38,16 +38,17 @@ def flags(config: Config) -> list[str]:
 def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     run = main.train(small_config)
     printed = capsys.readouterr().out
-    for text in ("fp32 (no CUDA GPU)", "108 photos", "near-duplicates", "head fitted", "an epoch will take about", "epoch 2/2", "python predict.py"):
-        assert text in printed or torch.cuda.is_available()
+    for text in ("108 photos", "near-duplicates", "epoch 0/2  head alone", "epoch 2/2", "python predict.py"):
+        assert text in printed
+    assert torch.cuda.is_available() or ("fp32 (no CUDA GPU)" in printed and "an epoch will take about" in printed)
     assert {"best.pt", "last.pt", "log.csv", "config.json", "photos.csv", "batch.png"} <= set(os.listdir(run))
     log = pd.read_csv(run / "log.csv")
-    assert log.epoch.tolist() == [1, 2]
+    assert log.epoch.tolist() == [0, 1, 2]  # 0: the head alone, on frozen features
     assert (log.skipped_steps == 0).all()
     settings = json.loads((run / "config.json").read_text())
     assert settings["config"]["model"] == SMALL
-    assert settings["versions"]["torch"] == torch.__version__
-    row = list(csv.DictReader((tmp_path / "runs" / "experiments.csv").open()))[0]
+    assert torch.__version__.startswith(settings["versions"]["torch"])
+    row = next(csv.DictReader((tmp_path / "runs" / "experiments.csv").open()))
     assert float(row["val_accuracy"]) == pytest.approx(log.val_accuracy.max(), abs=1e-4)
     assert "batch=16" in row["settings"]
     assert "lr=" not in row["settings"]
@@ -63,7 +64,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(small_config,
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("after", [1, 7, 12])
+@pytest.mark.parametrize("after", [2, 9])
 def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_config, tmp_path, monkeypatch, capsys, after):
     config = dataclasses.replace(small_config, sam_every=2)  # 6 steps an epoch, 12 in all: the counters matter
     reference = main.train(config)
@@ -82,7 +83,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_
 
 
 def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed(small_config, tmp_path):
-    config = dataclasses.replace(small_config, epochs=4)
+    config = dataclasses.replace(small_config, epochs=3)
     reference = main.train(config)
     out = tmp_path / "killed"
     process = command(*flags(dataclasses.replace(config, out=out)))
@@ -102,7 +103,7 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
 
 def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
     process = command(*flags(dataclasses.replace(small_config, epochs=500, workers=1)))
-    while not (small_config.out / "log.csv").exists():
+    while not ((small_config.out / "log.csv").exists() and len(pd.read_csv(small_config.out / "log.csv")) > 1):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -114,9 +115,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
 
 
 def test_errors_are_one_sentence_on_the_screen(tmp_path):
-    for arguments, message in [
-        (("--data", tmp_path), "Three ways to get some"), (("--epochs", "0"), "--epochs 0: training needs at least one pass"),
-        (("--resume", tmp_path / "none"), "no such checkpoint"), (("--epoch", "3"), "--epochs")]:
+    for arguments, message in [((), "Three ways to get some"), (("--epoch", "3"), "--epochs"),
+                               (("--epochs", "0"), "--epochs 0: training needs at least one pass")]:
         process = command(*arguments, cwd=tmp_path)
         printed, _ = process.communicate(timeout=120)
         assert process.returncode in (1, 2)
@@ -152,7 +152,7 @@ def test_a_photo_that_vanishes_during_training_does_not_end_the_run(small_config
 
     monkeypatch.setattr(checkpoint, "save", save_and_delete)
     run = main.train(dataclasses.replace(small_config, data=data))
-    assert len(pd.read_csv(run / "log.csv")) == 2
+    assert pd.read_csv(run / "log.csv").epoch.tolist() == [0, 1, 2]
 
 
 def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, drawn, tmp_path, capsys):

@@ -8,9 +8,9 @@ import time
 import pytest
 import timm
 import torch
+from conftest import ROOT, SMALL
 from safetensors.torch import save_file
 
-from conftest import ROOT, SMALL
 from model import WHEELS, ModelError, build_model, native_size
 
 

@@ -7,20 +7,21 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 import checkpoint
 import main
 import predict
 from checkpoint import CheckpointError
-from conftest import ROOT
 from predict import Options, Predictor
 
 
 @pytest.fixture(scope="module")
 def run(drawn, tmp_path_factory):
     """A run on 64 px, one epoch; what it predicts is poor, how it predicts is what is tested."""
-    from config import Config
     from conftest import SMALL
+
+    from config import Config
     folder = tmp_path_factory.mktemp("work")
     before = os.getcwd()
     os.chdir(folder)
@@ -79,10 +80,9 @@ def test_a_photo_that_cannot_be_read_is_an_error_row_and_exit_code_1(run, photo,
 
 
 def test_a_csv_of_photos_with_and_without_labels(run, drawn, tmp_path, capsys):
-    names = [f"{genus}/{genus.lower()}_0001.jpg" for genus in ("Amanita", "Boletus")]
-    for header, rows in {"image": names, "image,label": [f"{n},{n.split('/')[0]}" for n in names]}.items():
-        (drawn.parent / "t.csv").write_text("\n".join([header, *[r.replace("Am", "drawn/Am").replace("Bo", "drawn/Bo") if header == "image" else
-                                                                "drawn/" + r for r in rows]]))
+    rows = {"image": "drawn/{0}/{1}_0001.jpg", "image,label": "drawn/{0}/{1}_0001.jpg,{0}"}
+    for header, row in rows.items():
+        (drawn.parent / "t.csv").write_text("\n".join([header, *(row.format(g, g.lower()) for g in ("Amanita", "Boletus"))]))
         assert predict.main(Options((drawn.parent / "t.csv",), checkpoint=(run / "best.pt",))) == 0
         printed = capsys.readouterr().out
         assert printed.count("%") == 2
@@ -117,19 +117,29 @@ def test_without_a_checkpoint_the_newest_run_answers_and_is_named(run, photo):
     assert done.stdout.count("%") == 3
 
 
-def test_errors_are_one_sentence(run, photo, drawn, tmp_path):
+def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     saved = checkpoint.load(run / "best.pt")
     checkpoint.save(tmp_path / "other.pt", {k: v for k, v in saved.items() if k != "format"} | {"classes": ["x"] * 9})
     (tmp_path / "void").mkdir()
-    for arguments, message in [((photo, "--checkpoint", "none.pt"), "none.pt: no such checkpoint"), ((photo,), "no trained model"),
-                               ((photo, "--checkpoint", run / "best.pt", tmp_path / "other.pt"), "knows other classes"),
-                               ((photo, "--checkpoint", run / "best.pt", "--tta", "99"), "there are 1 to 16 views"),
-                               ((tmp_path / "void", "--checkpoint", run / "best.pt"), "no photo in it"),
-                               ((photo, "--chekpoint", "x"), "--checkpoint")]:
-        done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode in (1, 2), arguments
-        assert message in done.stderr + done.stdout
-        assert "Traceback" not in done.stderr
+    best = run / "best.pt"
+    for options, message in [(Options((photo,), checkpoint=(tmp_path / "none.pt",)), "none.pt: no such checkpoint"),
+                             (Options((photo,)), "no trained model"),
+                             (Options((photo,), checkpoint=(best, tmp_path / "other.pt")), "knows other classes"),
+                             (Options((photo,), checkpoint=(best,), tta=99), "there are 1 to 16 views"),
+                             (Options((tmp_path / "void",), checkpoint=(best,)), "no photo in it"),
+                             (Options((tmp_path / "none.csv",), checkpoint=(best,)), "none.csv: cannot be opened")]:
+        with pytest.raises(ValueError, match=message):
+            predict.main(options)
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (("a.jpg", "--checkpoint", "none.pt"), 1, "none.pt: no such checkpoint"), (("a.jpg", "--chekpoint", "x"), 2, "--checkpoint")])
+def test_errors_are_one_sentence_on_the_screen(tmp_path, arguments, code, message):
+    done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_no_checkpoint_and_changed_weights_are_refused(run, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tyro
+from tyro.conf import Positional
 
 from photos import read_photo
 from pictures import contact_sheet
@@ -12,7 +13,7 @@ from predict import Predictor
 from transforms import crop_view, training_transform
 
 
-def augmentations(*photos: Path, out: Path = Path("augmentations.png"), size: int = 224) -> None:
+def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmentations.png"), size: int = 224) -> None:
     """Each photo as it is, then after each augmentation alone, then three draws of the whole pipeline."""
     images, captions = [], []
     for path in photos:
@@ -35,7 +36,8 @@ def augmentations(*photos: Path, out: Path = Path("augmentations.png"), size: in
     print(out)
 
 
-def predictions(checkpoint: Path, *photos: Path, out: Path = Path("predictions.png"), columns: int = 6) -> None:
+def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...]], out: Path = Path("predictions.png"),
+                columns: int = 6) -> None:
     """Photos with the answer and its probability; the folder's name beside it where the two differ."""
     predictor = Predictor(checkpoint)
     images, captions = [], []
