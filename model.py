@@ -76,7 +76,7 @@ def _from_hub(name: str) -> nn.Module:
     if not (cfg.hf_hub_id or cfg.url):
         tagged = [n for n in timm.list_pretrained() if n.split(".")[0].endswith(name.split(".")[0])]
         instead = f"Take --model {tagged[0]}, or pass" if tagged else "Pass"
-        raise ModelError(f"--model {name}: nobody has published weights for it. {instead} --weights FILE, or --weights none for random ones.")
+        raise ModelError(f"--model {name}: nobody has published weights for it. {instead} --weights FILE, or --weights none (random).")
     try:
         cached = cfg.hf_hub_id and any(huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, file) for file in HUB_FILES)
         if not cached:
