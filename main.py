@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ import metrics
 import pictures
 import record
 from config import Config, ConfigError
+from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from mixup import mixup
 from model import ModelError, build_model, native_size
@@ -207,37 +207,6 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
     seconds = photos * engine.seconds_a_photo(model, size, passes, accelerator)
     advice = "" if seconds < 3600 else "; on a GPU, or with --model tf_efficientnet_lite0 --image-size 224, it is minutes"
     say(f"an epoch will take about {seconds / 60:.1f} min on this CPU ({photos} photos of {size} x {size}){advice}")
-
-
-class StopRequest:
-    """Within: Ctrl-C or SIGTERM means finish the step, save, say how to go on. A second one ends the program at once."""
-
-    def __enter__(self) -> StopRequest:
-        self.asked = False
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def ask(self, number: int, _) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
-
-    def __call__(self) -> bool:
-        return self.asked
-
-
-class Bar(tqdm):
-    """Progress through an epoch, with the time left and the last loss; silent where no person watches."""
-
-    def __init__(self, name: str, steps: int, done: int, accelerator: Accelerator):
-        super().__init__(desc=name, total=steps, initial=done, leave=False, disable=None if accelerator.is_main_process else True)
-
-    def tick(self, loss: float) -> None:
-        self.set_postfix_str(f"loss {loss:.3f}", refresh=False)
-        self.update()
 
 
 if __name__ == "__main__":

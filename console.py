@@ -1,0 +1,39 @@
+"""What a person at the terminal sees and presses: the progress bar, and Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+
+class StopRequest:
+    """Within: Ctrl-C or SIGTERM means finish the step, save, say how to go on. A second one ends the program at once."""
+
+    def __enter__(self) -> StopRequest:
+        self.asked = False
+        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def ask(self, number: int, _) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+class Bar(tqdm):
+    """Progress through an epoch, with the time left and the last loss; silent where no person watches."""
+
+    def __init__(self, name: str, steps: int, done: int, accelerator: Accelerator):
+        super().__init__(desc=name, total=steps, initial=done, leave=False, disable=None if accelerator.is_main_process else True)
+
+    def tick(self, loss: float) -> None:
+        self.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        self.update()
