@@ -51,13 +51,14 @@ def train_step(model, images: torch.Tensor, targets: torch.Tensor, optimizer: SA
 
 def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: SAM, schedule: Callable[[int], None],
                     accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float, seed: int,
-                    stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
+                    keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
     """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
 
     progress: {"epoch", "step", "loss_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
-    the rate for a step, counted from the start of training. stop is asked after each step; tick is told each loss.
+    the rate for a step, counted from the start of training. keep_batchnorm: see training_mode. stop is asked after each
+    step; tick is told each loss.
     """
-    model.train()
+    training_mode(model, keep_batchnorm)
     batches = loader.batch_sampler
     batches.epoch, batches.start = progress["epoch"], progress["step"]
     for images, index, _ in loader:
@@ -75,6 +76,18 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: 
         progress["step"] += 1
         if stop():
             break
+
+
+def training_mode(model, keep_batchnorm: bool) -> None:
+    """Training mode; keep_batchnorm: but BatchNorm goes on normalising by the statistics it was pretrained with.
+
+    Statistics of a small batch of other photos shift all features, and the head was fitted on the unshifted ones.
+    """
+    model.train()
+    if keep_batchnorm:
+        for layer in model.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.eval()
 
 
 def step_rng(seed: int, epoch: int, step: int, process: int = 0) -> np.random.Generator:

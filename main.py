@@ -131,7 +131,8 @@ def train(config: Config) -> Path:
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
-                    num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed, stop=stop, tick=bar.tick)
+                    num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
+                    keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}

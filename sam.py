@@ -98,7 +98,7 @@ def frozen_batchnorm(model: torch.nn.Module):
 
     Not tracking beats a momentum of 0, which still lets a NaN through (0 * NaN) and counts the batch.
     """
-    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats and m.training]
     try:
         for layer in layers:
             layer.track_running_stats = False

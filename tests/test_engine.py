@@ -112,3 +112,20 @@ def test_timing_an_epoch_leaves_the_model_as_it_was(accelerator):
     assert 0 < engine.seconds_a_photo(model, 64, 2, accelerator) < 5
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_kept_batchnorm_normalises_by_its_own_statistics_in_training_and_learns_no_others(accelerator, batch):
+    model = build_model(SMALL, 3, "none")
+    reference = copy.deepcopy(model).eval()
+    engine.training_mode(model, keep_batchnorm=True)
+    assert model.training
+    with torch.no_grad():
+        torch.testing.assert_close(model.features(batch[0]), reference.features(batch[0]))
+    engine.train_step(model, *batch, SAM(torch.optim.SGD(model.parameters(), 0.1)), accelerator)
+    for name, buffer in reference.named_buffers():
+        assert torch.equal(model.get_buffer(name), buffer)
+    assert not torch.equal(model.head.weight, reference.head.weight)
+    engine.training_mode(model, keep_batchnorm=False)
+    before = model.get_buffer("backbone.bn1.running_mean").clone()
+    model(batch[0])
+    assert not torch.equal(model.get_buffer("backbone.bn1.running_mean"), before)
