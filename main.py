@@ -114,6 +114,8 @@ def train(config: Config) -> Path:
         if accelerator.is_main_process:
             record.write_table(run / "log.csv", pd.DataFrame(history))
 
+    if accelerator.device.type == "cpu":
+        announce_time(model, size, len(labels["train"]), config, accelerator, say)
     began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
         record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
@@ -123,8 +125,6 @@ def train(config: Config) -> Path:
                 engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
             judge(epoch=0)
         save_last()
-    if accelerator.device.type == "cpu":
-        announce_time(model, size, len(labels["train"]), config, accelerator, say)
 
     with StopRequest() as stop:
         while progress["epoch"] < config.epochs and not stop():
