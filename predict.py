@@ -56,7 +56,7 @@ class Predictor:
             if self.models and saved["classes"] != self.classes:
                 raise CheckpointError(f"{path}: knows other classes than {checkpoints[0]}. Average models of the same classes.")
             self.classes: list[str] = saved["classes"]
-            model = build_model(saved["model"], len(self.classes), weights="none")
+            model = build_model(saved["model"], len(self.classes), "none", saved["head"])
             try:
                 model.load_state_dict(saved["weights"])
             except RuntimeError as error:
