@@ -127,7 +127,8 @@ def train(config: Config) -> Path:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
-                engine.fit_head(learner, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
+                views = FixedViews(size, crop, engine.HEAD_VIEWS)
+                engine.fit_head(learner, loader_of("train", views, size / crop), labels["train"], accelerator, bar.update)
             if ema:
                 ema.set(learner)
             judge(epoch=0)
