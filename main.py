@@ -27,7 +27,8 @@ from dataset import Batches, Photos, make_loader
 from mixup import mixup
 from model import ModelError, build_model, native_size
 from sam import SAM
-from transforms import FixedViews, RandomViews
+from transforms import RandomViews
+from views import FixedViews
 
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
 
