@@ -45,7 +45,7 @@ class Exported:
         cv2.setNumThreads(0)  # the workers are the parallelism
         table, errors = np.full((len(paths), len(self.classes)), np.nan, np.float32), {}
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            for i, answer in enumerate(pool.map(self._answer, paths)):
+            for i, answer in enumerate(pool.map(self._one, paths)):
                 if isinstance(answer, str):
                     errors[i] = answer
                 else:
@@ -53,13 +53,17 @@ class Exported:
                 tick(1)
         return table, errors
 
-    def _answer(self, path: str) -> np.ndarray | str:
+    def _one(self, path: str) -> np.ndarray | str:
         try:
             views = self.views(read_photo(path, self.detail), seed=0)
         except PhotoError as error:
             return str(error)
-        (logits,) = self.session.run(None, {"images": np.ascontiguousarray(views.transpose(0, 3, 1, 2))})
-        return softmax(logits / self.temperature).mean(0)
+        return self.answer(np.ascontiguousarray(views.transpose(0, 3, 1, 2))).mean(0)
+
+    def answer(self, images: np.ndarray) -> np.ndarray:
+        """uint8 (B, 3, S, S) → probabilities (B, K)."""
+        (logits,) = self.session.run(None, {"images": images})
+        return softmax(logits / self.temperature)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -91,8 +95,8 @@ def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:
         (images,), (logits,) = session.get_inputs(), session.get_outputs()
         fits = (images.name, images.type, images.shape[1:], logits.type, logits.shape[1:]) == (
             "images", "tensor(uint8)", [3, size, size], "tensor(float)", [len(classes)])
-        plausible = (all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes)
-                     and isinstance(size, int) and 0.1 <= crop <= 1 and 1e-3 <= temperature <= 1e3)
+        plausible = (isinstance(classes, list) and all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes)
+                     and 0.1 <= crop <= 1 and 1e-3 <= temperature <= 1e3)
     except (KeyError, TypeError, ValueError) as error:
         raise foreign from error
     if version != FORMAT:
