@@ -134,11 +134,12 @@ class Photos(Dataset):
 
     transform: (photo uint8 (H, W, 3), seed) → uint8 (..., S, S, 3). The seed is the photo's own in this epoch, so its
     draws depend on (seed, epoch, photo) alone: not on the worker, the number of workers, or a restart.
-    min_side: pixels that the photo's short side must keep when decoded.
+    min_side: pixels that the photo's short side must keep when decoded. read: read_photo, or a PhotoCache's way to do the same.
     """
 
-    def __init__(self, paths: Sequence[str], transform: Callable[[np.ndarray, int], np.ndarray], seed: int, min_side: int):
-        self.paths, self.transform, self.seed, self.min_side = list(paths), transform, seed, min_side
+    def __init__(self, paths: Sequence[str], transform: Callable[[np.ndarray, int], np.ndarray], seed: int, min_side: int,
+                 read: Callable[[str, int], np.ndarray] = read_photo):
+        self.paths, self.transform, self.seed, self.min_side, self.read = list(paths), transform, seed, min_side, read
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -146,7 +147,7 @@ class Photos(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor | str, int]:
         epoch, index = key
         try:
-            photo = read_photo(self.paths[index], self.min_side)
+            photo = self.read(self.paths[index], self.min_side)
         except PhotoError as error:
             return str(error), index
         own_seed = int(np.random.default_rng((self.seed, epoch, index)).integers(2**31))

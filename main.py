@@ -21,11 +21,13 @@ import engine
 import metrics
 import pictures
 import record
+from cache import PhotoCache
 from config import Config, ConfigError
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from mixup import mixup
 from model import ModelError, build_model, native_size
+from photos import read_photo
 from sam import SAM
 from transforms import RandomViews
 from views import FixedViews
@@ -53,9 +55,10 @@ def train(config: Config) -> Path:
     native, crop = native_size(config.model)
     size = config.image_size or native
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
+    read = PhotoCache(run / "decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
     def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None):
-        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side))
+        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side), read)
         batches = Batches(len(photos), config.batch, seed, **world)
         return make_loader(photos, batches, config.workers, pin=accelerator.device.type == "cuda")
 
@@ -123,7 +126,8 @@ def train(config: Config) -> Path:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
-                engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
+                loader = loader_of("train", FixedViews(size, crop), size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
+                engine.fit_head(model, loader, labels["train"], accelerator, bar.update)
             judge(epoch=0)
         save_last()
 
