@@ -82,8 +82,8 @@ def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
     try:  # by its path, not its bytes: so that it may not take weights from files outside its folder
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a dozen kinds
-        outside = "it takes weights from files outside its folder" if "xternal data path" in str(error) else "broken, or not ONNX"
-        raise CheckpointError(f"{path}: cannot be loaded: {outside}. Make it anew with `python -m tools.export RUN`.") from error
+        why = "it wants weights from a file outside its folder, or missing" if "xternal data path" in str(error) else "broken, or not ONNX"
+        raise CheckpointError(f"{path}: cannot be loaded: {why}. Make it anew with `python -m tools.export RUN`.") from error
 
 
 def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:

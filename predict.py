@@ -90,7 +90,7 @@ def open_model(path: Path, tta: int, tta_random: bool, batch: int, workers: int)
 def main(options: Options) -> int:
     """Returns the exit code: 0, or 1 if a photo could not be read."""
     paths, labels = find_photos(options.photos)
-    models = options.checkpoint or (newest_model(),)
+    models = options.checkpoint or (newest_checkpoint(),)
     if not options.checkpoint:
         print(f"model: {models[0]}", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0
@@ -129,7 +129,7 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
     return [path for path, _ in rows], [label for _, label in rows]
 
 
-def newest_model(runs: Path = Path("runs")) -> Path:
+def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     """Of the best.pt and best.onnx of all runs: an export is newer than its checkpoint until the run finds a better epoch."""
     found = sorted([*runs.glob("*/best.pt"), *runs.glob("*/best.onnx")], key=lambda path: path.stat().st_mtime)
     if not found:
@@ -147,7 +147,7 @@ def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, errors: dict[
         numbers = [""] * (1 + len(classes)) if i in errors else [f"{p:.6f}" for p in (probs[i, best], *probs[i])]
         writer.writerow([path, f"error: {errors[i]}" if i in errors else classes[best], *numbers])
     with atomic_file(file) as out:
-        out.write(text.getvalue().encode())
+        out.write(text.getvalue().encode(errors="surrogateescape"))  # names as the disk has them
 
 
 def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:

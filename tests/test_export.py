@@ -18,7 +18,7 @@ import predict
 from checkpoint import CheckpointError
 from config import Config
 from model import build_model
-from predict import Predictor, newest_model
+from predict import Predictor, newest_checkpoint
 from tools import export
 
 HEAVY = ("torch", "timm", "albumentations", "accelerate", "sklearn", "scipy", "pandas")
@@ -82,12 +82,12 @@ def test_an_exported_model_is_asked_without_torch_or_anything_slow(run, paths):
     assert done.stdout.count("%") == 3
 
 
-def test_the_newest_model_answers_be_it_exported_or_not(run, tmp_path):
+def test_the_newest_checkpoint_answers_be_it_exported_or_not(run, tmp_path):
     for age, name in enumerate(["a/best.pt", "a/best.onnx", "b/best.pt"]):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
-        assert newest_model(tmp_path) == tmp_path / name
+        assert newest_checkpoint(tmp_path) == tmp_path / name
 
 
 # --- files of others ---
@@ -122,8 +122,8 @@ def with_weights_elsewhere(place):
     (with_property("crop", '"all"'), "not a model that this program exported"),
     (with_property("temperature", "NaN"), "not a model that this program exported"),
     (with_property("format", "99"), "has format 99, this program reads format 1"),
-    (with_weights_elsewhere("../secret.bin"), "takes weights from files outside its folder"),
-    (with_weights_elsewhere(str(ROOT / "LICENSE")), "takes weights from files outside its folder")])
+    (with_weights_elsewhere("../secret.bin"), "wants weights from a file outside its folder"),
+    (with_weights_elsewhere(str(ROOT / "LICENSE")), "wants weights from a file outside its folder")])
 def test_a_foreign_or_hostile_file_is_refused_in_one_sentence(run, tmp_path, change, message):
     model = onnx.load(run / "best.onnx")
     change(model)
