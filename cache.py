@@ -19,7 +19,8 @@ from photos import PhotoError, read_photo
 class PhotoCache:
     """read_photo with a memory: a photo is decoded once, by whichever worker or process comes first, and then mapped from a file.
 
-    folder: where the files lie until the program ends; a run that was killed leaves it, and uses it when it goes on.
+    folder: where the files lie until the program ends, for all its runs (folds); a run that was killed leaves it, and uses it
+    when it goes on.
     limit: bytes in all, and never more than half of what the disk has free, as checkpoints need room too; what does not fit
     is decoded each time. The system keeps the files in memory that is free, and takes it back when it needs it.
     A file is found by the photo's path, time of change, size, and the detail asked for, so what comes out is byte for byte

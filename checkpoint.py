@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 FORMAT = 1
-NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "weights"}
+NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "head", "weights"}
 
 
 class CheckpointError(ValueError):

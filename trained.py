@@ -45,7 +45,7 @@ class Trained:
 def load_model(path: Path) -> tuple[Classifier, dict]:
     """The network of a checkpoint, ready to evaluate on the CPU, and all that the checkpoint holds. Raises CheckpointError."""
     saved = checkpoint.load(path)
-    model = build_model(saved["model"], len(saved["classes"]), weights="none")
+    model = build_model(saved["model"], len(saved["classes"]), "none", saved["head"])
     try:
         model.load_state_dict(saved["weights"])
     except RuntimeError as error:

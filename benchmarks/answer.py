@@ -22,8 +22,9 @@ def a_run(folder: Path, model: str = MODEL, size: int = 224, weights: str = "aut
     torch.manual_seed(0)
     network = build_model(model, 9, weights)
     torch.nn.init.normal_(network.head.weight, std=0.1)  # answers that differ
-    checkpoint.save(folder / "best.pt", {"model": model, "classes": list("ABCDEFGHI"), "image_size": size, "crop": native_size(model)[1],
-                                         "temperature": 1.0, "config": Config().to_dict(), "weights": network.state_dict()})
+    checkpoint.save(folder / "best.pt", {
+        "model": model, "head": "linear", "classes": list("ABCDEFGHI"), "image_size": size, "crop": native_size(model)[1],
+        "temperature": 1.0, "config": Config().to_dict(), "weights": network.state_dict()})
     export(folder)
     return folder
 

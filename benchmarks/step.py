@@ -17,6 +17,7 @@ def a_batch(photos: int):
 
 def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0):
     import engine
+    from loss import Loss
     from model import build_model
     from sam import SAM
     engine.keep_memory()
@@ -25,7 +26,9 @@ def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0):
     engine.training_mode(model, keep_batchnorm)
     optimizer = SAM(torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True), rho)
     images, targets = a_batch(photos)
-    return lambda: engine.train_step(model, engine.to_device(images, accelerator), targets, optimizer, accelerator, clip=5.0).item()
+    loss_of = Loss(torch.ones(CLASSES))
+    return lambda: engine.train_step(
+        model, engine.to_device(images, accelerator), targets, loss_of, optimizer, accelerator, clip=5.0).item()
 
 
 def plain(photos: int):

@@ -32,8 +32,9 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     model = build_model(SMALL, 9, "none")
     torch.nn.init.normal_(model.head.weight, std=30.0)
-    checkpoint.save(folder / "best.pt", {"model": SMALL, "classes": list("ABCDEFGH") + ["Мухомор"], "image_size": 64, "crop": 0.9,
-                                         "temperature": 1.7, "config": Config().to_dict(), "weights": model.state_dict()})
+    checkpoint.save(folder / "best.pt", {
+        "model": SMALL, "head": "linear", "classes": list("ABCDEFGH") + ["Мухомор"], "image_size": 64, "crop": 0.9,
+        "temperature": 1.7, "config": Config().to_dict(), "weights": model.state_dict()})
     export.export(folder)
     return folder
 
