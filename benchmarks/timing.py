@@ -25,7 +25,7 @@ class Options:
         found = sorted(str(path) for path in self.data.rglob("*") if is_photo(path))
         if not found:
             raise SystemExit(f"{self.data}: no photo in it. Draw some with `python data/draw.py --out data/drawn`, or pass --data FOLDER.")
-        most = 8 if self.small else most
+        most = min(most, 40) if self.small else most
         return found[::max(1, len(found) // most)][:most]
 
 
