@@ -21,6 +21,7 @@ except ImportError as error:
     raise CheckpointError(f"an exported model needs onnxruntime ({error}). Run pip install onnxruntime, or ask a best.pt.") from error
 
 FORMAT = 1  # of the properties that tools/export.py writes beside the network
+LARGEST_PHOTO = 4096  # pixels; a hostile file may ask for more memory than there is
 
 
 class Exported:
@@ -95,9 +96,10 @@ def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:
         (images,), (logits,) = session.get_inputs(), session.get_outputs()
         fits = (images.name, images.type, images.shape[1:], logits.type, logits.shape[1:]) == (
             "images", "tensor(uint8)", [3, size, size], "tensor(float)", [len(classes)])
-        plausible = (isinstance(classes, list) and all(isinstance(name, str) for name in classes) and len(set(classes)) == len(classes)
+        named = isinstance(classes, list) and all(name.replace("\u200d", "").isprintable() for name in classes)  # \u200d joins emoji
+        plausible = (named and len(set(classes)) == len(classes) and isinstance(size, int) and 1 <= size <= LARGEST_PHOTO
                      and 0.1 <= crop <= 1 and 1e-3 <= temperature <= 1e3)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise foreign from error
     if version != FORMAT:
         raise CheckpointError(f"{path}: has format {version}, this program reads format {FORMAT}. Use the version that wrote it.")

@@ -117,6 +117,7 @@ def with_weights_elsewhere(place):
     (with_property("classes", '["A", "B"]'), "not a model that this program exported"),
     (with_property("classes", '"ABCDEFGHI"'), "not a model that this program exported"),
     (with_property("classes", str(["A"] * 9).replace("'", '"')), "not a model that this program exported"),
+    (with_property("classes", '["\\u001b[2J", "B", "C", "D", "E", "F", "G", "H", "I"]'), "not a model that this program exported"),
     (with_property("classes", "no json"), "not a model that this program exported"),
     (with_property("image_size", "1000000"), "not a model that this program exported"),
     (with_property("crop", "0"), "not a model that this program exported"),
