@@ -91,15 +91,16 @@ def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:
     """What the file says of its network, checked, since anybody can have written it."""
     foreign = CheckpointError(f"{path}: not a model that this program exported. Make one with `python -m tools.export RUN`.")
     try:
-        found = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-        version, classes, size, crop, temperature = (found[k] for k in ("format", "classes", "image_size", "crop", "temperature"))
+        written = session.get_modelmeta().custom_metadata_map
+        found = {key: json.loads(written[key]) for key in ("format", "classes", "image_size", "crop", "temperature")}
+        version, classes, size, crop, temperature = found.values()
         (images,), (logits,) = session.get_inputs(), session.get_outputs()
         fits = (images.name, images.type, images.shape[1:], logits.type, logits.shape[1:]) == (
             "images", "tensor(uint8)", [3, size, size], "tensor(float)", [len(classes)])
         named = isinstance(classes, list) and all(name.replace("\u200d", "").isprintable() for name in classes)  # \u200d joins emoji
         plausible = (named and len(set(classes)) == len(classes) and isinstance(size, int) and 1 <= size <= LARGEST_PHOTO
                      and 0.1 <= crop <= 1 and 1e-3 <= temperature <= 1e3)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise foreign from error
     if version != FORMAT:
         raise CheckpointError(f"{path}: has format {version}, this program reads format {FORMAT}. Use the version that wrote it.")
