@@ -19,14 +19,17 @@ import engine
 import metrics
 import pictures
 import record
+from cache import PhotoCache
 from config import Config, ConfigError
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from loss import Loss
 from mixup import mixup
 from model import CosineHead, ModelError, build_model, native_size, parameter_groups
+from photos import read_photo
 from sam import SAM
-from transforms import FixedViews, RandomViews
+from transforms import RandomViews
+from views import FixedViews
 
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
 
@@ -51,10 +54,11 @@ def train(config: Config) -> Path:
     native, crop = native_size(config.model)
     size = config.image_size or native
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
+    read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
     def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None):
-        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side))
-        batches = Batches(len(photos), config.batch, seed, **world)
+        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side), read)
+        batches = Batches(len(photos), max(1, config.batch // views.count), seed, **world)
         return make_loader(photos, batches, config.workers, pin=accelerator.device.type == "cuda")
 
     train_loader = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL, config.seed)
@@ -128,7 +132,8 @@ def train(config: Config) -> Path:
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
                 views = FixedViews(size, crop, engine.HEAD_VIEWS)
-                engine.fit_head(learner, loader_of("train", views, size / crop), labels["train"], accelerator, bar.update)
+                loader = loader_of("train", views, size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
+                engine.fit_head(learner, loader, labels["train"], accelerator, bar.update)
             if ema:
                 ema.set(learner)
             judge(epoch=0)

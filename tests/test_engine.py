@@ -10,7 +10,7 @@ import engine
 from dataset import Batches, Photos, make_loader
 from model import build_model
 from sam import SAM
-from transforms import VIEWS, FixedViews, crop_view
+from views import VIEWS, FixedViews, crop_view
 
 
 @pytest.fixture
