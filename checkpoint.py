@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 FORMAT = 1
-NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "weights"}
+NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "weights"}
 
 
 class CheckpointError(ValueError):

@@ -15,6 +15,8 @@ from accelerate.utils import gather_object
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 
+import metrics
+import trust
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
@@ -95,30 +97,38 @@ def step_rng(seed: int, epoch: int, step: int, process: int = 0) -> np.random.Ge
     return np.random.default_rng((seed, epoch, step, process))
 
 
-@torch.inference_mode()
 def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
                   tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
     """Probabilities float (N, K) of all photos of the loader, averaged over their views, and {index: why} of failures.
 
     The row of a photo that could not be read is NaN. temperature divides the logits. tick is told the photos done.
     """
-    model.eval()
+    probs, _, errors = predict(model, loader, num_classes, accelerator, temperature, tick)
+    return probs, errors
+
+
+@torch.inference_mode()
+def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
+            tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """As predict_probs, with the score float (N,) of being known (Classifier.judge) in the middle, averaged over views too."""
+    inner = accelerator.unwrap_model(model).eval()
     found, errors = [], {}
     for images, index, failed in loader:
         errors.update(failed)
         if len(index):
             views = to_device(images.flatten(0, -4), accelerator)          # (B, V, 3, S, S) or (B, 3, S, S)
             with accelerator.autocast():
-                logits = model(views).float()
-            probs = (logits / temperature).softmax(1).view(len(index), -1, num_classes).mean(1)
-            found.append((index.numpy(), probs.cpu().numpy()))
+                logits, known = inner.judge(views)
+            probs = (logits / temperature).softmax(1)
+            answers = torch.cat([probs, known[:, None]], 1).view(len(index), -1, num_classes + 1).mean(1)
+            found.append((index.numpy(), answers.cpu().numpy()))
         tick(len(index) + len(failed))
-    table = np.full((len(loader.dataset), num_classes), np.nan, np.float32)
-    for index, probs in gather_object(found):
-        table[index] = probs
+    table = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32)
+    for index, answers in gather_object(found):
+        table[index] = answers
     for other in gather_object([errors]):
         errors.update(other)
-    return table, errors
+    return table[:, :-1], table[:, -1], errors
 
 
 @torch.inference_mode()
@@ -130,6 +140,20 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
+    inner = accelerator.unwrap_model(model)
+    features, index = all_features(model, loader, accelerator, tick)
+    scale = features.std()
+    fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
+    weight, bias = fit.coef_, fit.intercept_
+    if len(weight) == 1:                                                   # two classes: one row tells both apart
+        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    inner.head.weight.copy_(torch.from_numpy(weight / scale))
+    inner.head.bias.copy_(torch.from_numpy(bias))
+
+
+@torch.inference_mode()
+def all_features(model, loader: DataLoader, accelerator: Accelerator, tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features float (M, F) of the photos that could be read, from all processes, and their indices int (M,)."""
     inner = accelerator.unwrap_model(model).eval()
     found = []
     for images, index, failed in loader:
@@ -138,15 +162,28 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
                 features = inner.features(to_device(images.flatten(0, -4), accelerator)).float()
             found.append((index.numpy(), features.cpu().numpy()))
         tick(len(index) + len(failed))
-    found = gather_object(found)
-    index, features = (np.concatenate(column) for column in zip(*found, strict=True))
-    scale = features.std()
-    fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
-    weight, bias = fit.coef_, fit.intercept_
-    if len(weight) == 1:                                                   # two classes: one row tells both apart
-        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    inner.head.weight.copy_(torch.from_numpy(weight / scale))
-    inner.head.bias.copy_(torch.from_numpy(bias))
+    index, features = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
+    return features, index
+
+
+@torch.inference_mode()
+def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val_loader: DataLoader, val_labels: torch.Tensor,
+                accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> dict[str, float]:
+    """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
+
+    Loaders show photos as the evaluation sees them; labels int64 by index of photo. Returns "temperature" and "known_limit" for
+    the checkpoint, and the validation photos' calibration error "ece" before and "ece_calibrated" after.
+    """
+    inner = accelerator.unwrap_model(model)
+    features, index = all_features(model, train_loader, accelerator, tick)
+    val_features, val_index = all_features(model, val_loader, accelerator, tick)
+    val_features, truth = torch.from_numpy(val_features).to(accelerator.device), val_labels[val_index].numpy()
+    logits = inner.head(val_features)
+    inner.known.fit(torch.from_numpy(features).to(accelerator.device), train_labels[index].to(accelerator.device), val_features, logits)
+    probs, known = logits.softmax(1).cpu().numpy(), inner.known(val_features, logits).cpu().numpy()
+    temperature = trust.fit_temperature(probs, truth)
+    return {"temperature": temperature, "known_limit": trust.known_limit(known), "ece": metrics.calibration_error(probs, truth),
+            "ece_calibrated": metrics.calibration_error(trust.at_temperature(probs, temperature), truth)}
 
 
 def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:

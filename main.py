@@ -21,6 +21,7 @@ import engine
 import metrics
 import pictures
 import record
+import trust
 from config import Config, ConfigError
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
@@ -86,8 +87,9 @@ def train(config: Config) -> Path:
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
             checkpoint.save(run / name, {
-                "model": config.model, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
-                "config": config.to_dict(), "weights": accelerator.unwrap_model(model).state_dict(), "history": history, **more})
+                "model": config.model, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0, "known_limit": 0.0,
+                "notes": trust.read_notes(classes), "config": config.to_dict(),
+                "weights": accelerator.unwrap_model(model).state_dict(), "history": history, **more})
 
     def save_last() -> None:
         save("last.pt", optimizer=optimizer.state_dict(), progress=progress,
@@ -142,11 +144,17 @@ def train(config: Config) -> Path:
         say(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
-    # The end: the best epoch once more on photos set aside as a test, and a row in the record of experiments.
+    # The end: how far the best epoch's answers may be trusted, its score on photos set aside as a test, and a row in the record.
     row = best(history)
     scores = {name: row[name] for name in row if name.startswith("val_")}
+    accelerator.unwrap_model(model).load_state_dict(checkpoint.load(run / "best.pt")["weights"])
+    with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator) as bar:
+        eval_loader = loader_of("train", FixedViews(size, crop), size / crop)
+        learnt = engine.learn_trust(model, eval_loader, labels["train"], val_loader, labels["val"], accelerator, bar.update)
+    save("best.pt", temperature=learnt["temperature"], known_limit=learnt["known_limit"])
+    scores |= {"val_ece": learnt["ece"], "val_ece_calibrated": learnt["ece_calibrated"]}
+    say(f"calibration error {learnt['ece']:.3f}; at temperature {learnt['temperature']:.2f}, {learnt['ece_calibrated']:.3f}")
     if len(labels["test"]):
-        accelerator.unwrap_model(model).load_state_dict(checkpoint.load(run / "best.pt")["weights"])
         test = evaluate("test", loader_of("test", FixedViews(size, crop), size / crop))
         scores |= {f"test_{name}": score for name, score in test.items()}
         say(f"on the test photos: accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}")

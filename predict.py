@@ -20,6 +20,7 @@ from tqdm import tqdm
 import checkpoint
 import engine
 import metrics
+import trust
 from checkpoint import CheckpointError
 from dataset import Batches, DataError, Photos, make_loader, read_csv
 from model import build_model
@@ -35,7 +36,7 @@ class Options:
     checkpoint: tuple[Path, ...] = ()  # one or many best.pt, averaged; none = that of the newest run under runs/
     tta: int = 1  # views of each photo, averaged, 1 to 16; the first is the photo as it is
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
-    csv: Path | None = None  # write image,label,prob and a column of probability for each class here
+    csv: Path | None = None  # write image,label,prob,known,unknown,deadly and a column of probability for each class here
     batch: int = 32  # photos at a time
     workers: int = -1  # processes that read photos; 0 = none but the main one; -1 = one a core, at most 8
 
@@ -51,6 +52,8 @@ class Predictor:
         self.accelerator = Accelerator()
         self.batch, self.workers = batch, workers
         self.models = []
+        self.limit = 0.0  # of `known`, below which a photo is called unknown
+        self.notes: dict[str, dict[str, str]] = {}  # of dangerous classes, as trust.read_notes gives them
         for path in checkpoints:
             saved = checkpoint.load(Path(path))
             if self.models and saved["classes"] != self.classes:
@@ -65,19 +68,27 @@ class Predictor:
             views = RandomViews(size, tta) if tta_random else FixedViews(size, crop, tta)
             detail = size * RandomViews.DETAIL if tta_random else size / crop * max(view.zoom for view in VIEWS[:tta])
             self.models.append((model.to(self.accelerator.device).eval(), views, round(detail), saved["temperature"]))
+            self.limit += saved["known_limit"] / len(checkpoints)
+            self.notes |= saved["notes"]
 
     def probs(self, paths: Sequence[str | Path], tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
         """Probabilities (N, K), averaged over models and views, and {index: why} of photos that cannot be read (rows NaN).
 
         tick is told the photos done, once for each model.
         """
-        total, errors = 0.0, {}
+        probs, _, errors = self.answers(paths, tick)
+        return probs, errors
+
+    def answers(self, paths: Sequence[str | Path],
+                tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """As probs, with the score float (N,) in the middle: how like the classes the photo is; below self.limit, unknown."""
+        probs, known, errors = 0.0, 0.0, {}
         for model, views, detail, temperature in self.models:
             photos = Photos([str(path) for path in paths], views, seed=0, min_side=detail)
             loader = make_loader(photos, Batches(len(photos), self.batch), min(self.workers, len(photos) // self.batch))
-            probs, failed = engine.predict_probs(model, loader, len(self.classes), self.accelerator, temperature, tick)
-            total, errors = total + probs / len(self.models), errors | failed
-        return total, errors
+            own_probs, own_known, failed = engine.predict(model, loader, len(self.classes), self.accelerator, temperature, tick)
+            probs, known, errors = probs + own_probs / len(self.models), known + own_known / len(self.models), errors | failed
+        return probs, known, errors
 
     def __call__(self, path: str | Path) -> dict[str, float]:
         """Probabilities of one photo by class name, likeliest first. Raises ValueError if it cannot be read."""
@@ -96,20 +107,28 @@ def main(options: Options) -> int:
     predictor = Predictor(*checkpoints, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=options.workers)
     engine.keep_memory()
     with tqdm(total=len(table) * len(checkpoints), unit="photo", leave=False, disable=None) as bar:
-        probs, errors = predictor.probs(table.path, bar.update)
+        probs, known, errors = predictor.answers(table.path, bar.update)
 
+    unknown, deadly = known < predictor.limit, trust.deadly_share(probs, predictor.classes, predictor.notes)
     if len(table) == 1 and not errors:
         for i in probs[0].argsort()[::-1][:3]:
             print(f"{probs[0, i]:6.1%}  {predictor.classes[i]}")
-        print(CAUTION)
+        if unknown[0]:
+            print(f"unknown: it looks like none of the classes (known {known[0]:.2f}, below {predictor.limit:.2f})")
+        if warning := trust.warning(probs[0], predictor.classes, predictor.notes):
+            print(warning)
     else:
         for i, path in enumerate(table.path):
-            print(f"{path}: error: {errors[i]}" if i in errors else f"{path}: {predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}")
+            answer = f"{predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}" if i not in errors else f"error: {errors[i]}"
+            remarks = ["unknown"] * bool(unknown[i]) + [f"deadly genera {deadly[i]:.0%}"] * bool(deadly[i] >= trust.NOTICEABLE)
+            print(f"{path}: {', '.join([answer, *remarks])}")
+    print(CAUTION)
     if options.csv:
-        write_csv(options.csv, table.path, probs, errors, predictor.classes)
-    known = table.label.isin(predictor.classes) & ~table.index.isin(errors)
-    if known.any() and table.label.nunique() > 1:
-        print(report(probs[known], table.label[known].map(predictor.classes.index).to_numpy(), predictor.classes))
+        more = {"known": known, "unknown": np.select([np.isnan(known), unknown], ["", "yes"], "no"), "deadly": deadly}
+        write_csv(options.csv, table.path, probs, more, errors, predictor.classes)
+    told = table.label.isin(predictor.classes) & ~table.index.isin(errors)
+    if told.any() and table.label.nunique() > 1:
+        print(report(probs[told], table.label[told].map(predictor.classes.index).to_numpy(), predictor.classes))
     return 1 if errors else 0
 
 
@@ -136,11 +155,14 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     return found[-1]
 
 
-def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, errors: dict[int, str], classes: list[str]) -> None:
-    """image,label,prob and a column for each class; of a photo that cannot be read, the label is "error: why"."""
+def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],
+              classes: list[str]) -> None:
+    """image,label,prob, the columns of `more`, and one for each class; of a photo that cannot be read, the label is "error: why"
+    and the rest is empty.
+    """
     best = np.nan_to_num(probs).argmax(1)
     table = pd.DataFrame({"image": list(paths), "label": [f"error: {errors[i]}" if i in errors else classes[k] for i, k in enumerate(best)],
-                          "prob": probs[np.arange(len(probs)), best]})
+                          "prob": probs[np.arange(len(probs)), best], **more})
     table = pd.concat([table, pd.DataFrame(probs, columns=classes)], axis=1)
     with checkpoint.atomic_file(file) as out:
         table.to_csv(out, index=False, float_format="%.6f")

@@ -14,7 +14,8 @@ from scipy.optimize import minimize_scalar
 
 GENERA = Path(__file__).parent / "data/genera.csv"
 KEPT = 0.95        # share of validation photos that are not called unknown
-NOTICEABLE = 0.05  # probability from which a deadly class is named
+NOTICEABLE = 0.05  # probability from which a danger is named
+DANGERS = ("deadly", "poisonous")
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -47,25 +48,29 @@ def known_limit(known: np.ndarray) -> float:
     return float(np.quantile(known, 1 - KEPT))
 
 
-def read_dangers(classes: Sequence[str], file: Path = GENERA) -> dict[str, str]:
-    """{class: note} of those classes that are genera with deadly species, by any of their names in `file`, in any case.
+def read_notes(classes: Sequence[str], file: Path = GENERA) -> dict[str, dict[str, str]]:
+    """{class: {"danger": "deadly" or "poisonous", "note"}} of those classes that `file` warns of, by any of their names, in any case.
 
     A class that is missing here is not harmless: it is only not on this list.
     """
     with file.open(encoding="utf-8", newline="") as rows:
-        notes = {row[name].casefold(): row["note"] for row in csv.DictReader(rows) if row["danger"] == "deadly"
+        notes = {row[name].casefold(): {"danger": row["danger"], "note": row["note"]} for row in csv.DictReader(rows) if row["danger"]
                  for name in ("genus", "english", "chinese") if row[name]}
     return {name: notes[name.strip().casefold()] for name in classes if name.strip().casefold() in notes}
 
 
-def warning(probs: np.ndarray, classes: Sequence[str], dangers: dict[str, str]) -> str:
-    """One line on the deadly genera among probs float (K,), or "" where none is noticeable.
+def deadly_share(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> np.ndarray:
+    """Probability float (N,) that lies on genera with deadly species, of probs float (N, K)."""
+    return probs @ np.array([notes.get(name, {}).get("danger") == "deadly" for name in classes], probs.dtype)
 
-    It gives the share that lies on all of them together, and the note of the likeliest.
+
+def warning(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> str:
+    """One line on what is dangerous among probs float (K,): the share on all deadly genera together, and the note of the
+    likeliest of them; where they are not noticeable, the note of the likeliest poisonous one; else "".
     """
-    deadly = np.array([name in dangers for name in classes])
-    share = float(probs[deadly].sum())
-    if share < NOTICEABLE:
-        return ""
-    worst = classes[int(np.where(deadly, probs, -1).argmax())]
-    return f"{share:.0%} on genera with deadly species. {worst}: {dangers[worst]}."
+    shares = {danger: np.where([notes.get(name, {}).get("danger") == danger for name in classes], probs, 0) for danger in DANGERS}
+    for danger, share in shares.items():
+        if share.sum() >= NOTICEABLE:
+            worst = classes[int(share.argmax())]
+            return f"{share.sum():.0%} on genera with {danger} species. {worst}: {notes[worst]['note']}."
+    return ""

@@ -26,17 +26,25 @@ def test_the_limit_keeps_19_of_20():
     assert (known >= trust.known_limit(known)).mean() == pytest.approx(0.95, abs=0.001)
 
 
-def test_notes_go_by_any_name_in_any_case_and_only_deadly_genera_have_one():
-    dangers = trust.read_dangers(["amanita", "GALERINA", "鹅膏菌属", "Suillus", "cat", ""])
-    assert set(dangers) == {"amanita", "GALERINA", "鹅膏菌属"}
-    assert "A. phalloides" in dangers["amanita"]
+def test_notes_go_by_any_name_in_any_case():
+    notes = trust.read_notes(["amanita", "GALERINA", "鹅膏菌属", "Suillus", "Fomes", "cat", ""])
+    assert {name: note["danger"] for name, note in notes.items()} == {
+        "amanita": "deadly", "GALERINA": "deadly", "鹅膏菌属": "deadly", "Suillus": "poisonous"}
+    assert "A. phalloides" in notes["amanita"]["note"]
 
 
 def test_the_warning_adds_up_the_deadly_and_names_the_likeliest():
-    classes, dangers = ["Agaricus", "Amanita", "Galerina"], {"Amanita": "death cap", "Galerina": "funeral bell"}
-    assert trust.warning(np.array([0.7, 0.1, 0.2]), classes, dangers) == "30% on genera with deadly species. Galerina: funeral bell."
-    assert trust.warning(np.array([0.96, 0.03, 0.01]), classes, dangers) == ""
-    assert trust.warning(np.array([0.96, 0.03, 0.01]), classes, {}) == ""
+    classes = ["Agaricus", "Amanita", "Galerina", "Fomes"]
+    notes = {name: {"danger": danger, "note": note} for name, danger, note in [
+        ("Agaricus", "poisonous", "stomach"), ("Amanita", "deadly", "death cap"), ("Galerina", "deadly", "funeral bell")]}
+
+    def line(*probs):
+        return trust.warning(np.array(probs), classes, notes)
+
+    assert line(0.7, 0.1, 0.2, 0.0) == "30% on genera with deadly species. Galerina: funeral bell."
+    assert line(0.9, 0.04, 0.02, 0.04) == "6% on genera with deadly species. Amanita: death cap."  # neither alone is noticeable
+    assert line(0.96, 0.02, 0.02, 0.0) == "96% on genera with poisonous species. Agaricus: stomach."
+    assert line(0.02, 0.02, 0.02, 0.94) == ""
 
 
 def test_the_list_of_genera_calls_nothing_harmless_and_names_its_sources():
