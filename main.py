@@ -147,11 +147,14 @@ def train(config: Config) -> Path:
     # The end: how far the best epoch's answers may be trusted, its score on photos set aside as a test, and a row in the record.
     row = best(history)
     scores = {name: row[name] for name in row if name.startswith("val_")}
-    accelerator.unwrap_model(model).load_state_dict(checkpoint.load(run / "best.pt")["weights"])
+    winner, inner = checkpoint.load(run / "best.pt"), accelerator.unwrap_model(model)
+    inner.load_state_dict(winner["weights"])
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator) as bar:
         eval_loader = loader_of("train", FixedViews(size, crop), size / crop)
         learnt = engine.learn_trust(model, eval_loader, labels["train"], val_loader, labels["val"], accelerator, bar.update)
-    save("best.pt", temperature=learnt["temperature"], known_limit=learnt["known_limit"])
+    winner |= {"weights": inner.state_dict(), "temperature": learnt["temperature"], "known_limit": learnt["known_limit"]}
+    if accelerator.is_main_process:
+        checkpoint.save(run / "best.pt", winner)
     scores |= {"val_ece": learnt["ece"], "val_ece_calibrated": learnt["ece_calibrated"]}
     say(f"calibration error {learnt['ece']:.3f}; at temperature {learnt['temperature']:.2f}, {learnt['ece_calibrated']:.3f}")
     if len(labels["test"]):

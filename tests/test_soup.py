@@ -21,7 +21,7 @@ def test_mean_weights_by_hand():
 
 
 def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tmp_path, capsys):
-    soup.main(tuple(runs), out=tmp_path / "soup.pt", workers=0)
+    soup.main(tuple(runs), out=tmp_path / "soup.pt", batch=16, workers=0)
     one, two, mean = (checkpoint.load(path)["weights"] for path in [*runs, tmp_path / "soup.pt"])
     torch.testing.assert_close(mean["head.weight"], (one["head.weight"] + two["head.weight"]) / 2)
     assert not torch.equal(mean["backbone.bn1.running_mean"], (one["backbone.bn1.running_mean"] + two["backbone.bn1.running_mean"]) / 2)

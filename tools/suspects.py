@@ -31,7 +31,7 @@ def suspects(table: pd.DataFrame) -> pd.DataFrame:
         raise DataError("tools.suspects needs cleanlab: pip install cleanlab") from error
     classes = [column for column in table.columns if column not in COLUMNS]
     probs = table[classes].to_numpy(float)
-    labels = pd.Categorical(table.label, classes).codes
+    labels = pd.Categorical(table.label, classes).codes.astype(int)
     doubted = find_label_issues(labels, probs, return_indices_ranked_by="self_confidence", n_jobs=1)
     return pd.DataFrame({"image": table.image.iloc[doubted], "label": table.label.iloc[doubted], "prob": probs[doubted, labels[doubted]],
                          "answer": np.array(classes)[probs[doubted].argmax(1)], "answer_prob": probs[doubted].max(1)})
