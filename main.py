@@ -156,7 +156,8 @@ def train(config: Config) -> Path:
     if accelerator.is_main_process:
         checkpoint.save(run / "best.pt", winner)
     scores |= {"val_ece": learnt["ece"], "val_ece_calibrated": learnt["ece_calibrated"]}
-    say(f"calibration error {learnt['ece']:.3f}; at temperature {learnt['temperature']:.2f}, {learnt['ece_calibrated']:.3f}")
+    say(f"calibration error {learnt['ece']:.3f}; at temperature {learnt['temperature']:.2f}, {learnt['ece_calibrated']:.3f}, "
+        f"where chance alone makes {learnt['ece_chance']:.3f} on as many photos")
     if len(labels["test"]):
         test = evaluate("test", loader_of("test", FixedViews(size, crop), size / crop))
         scores |= {f"test_{name}": score for name, score in test.items()}

@@ -34,3 +34,11 @@ def test_calibration_error_by_hand():
     probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.4, 0.6]])
     assert metrics.calibration_error(probs, np.array([0, 1, 0, 1])) == pytest.approx(0.4)
     assert metrics.calibration_error(np.eye(3), np.arange(3)) == 0
+
+
+def test_chance_leaves_a_calibration_error_that_shrinks_with_the_photos(rng):
+    probs = rng.dirichlet(np.ones(3), 6400)
+    few, many = metrics.chance_error(probs[:100]), metrics.chance_error(probs)
+    assert few / many == pytest.approx(8, rel=0.25)  # as 1 / sqrt(photos)
+    labels = (probs.cumsum(1) < rng.random((6400, 1))).sum(1)
+    assert metrics.calibration_error(probs, labels) == pytest.approx(many, rel=0.6)
