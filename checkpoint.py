@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 FORMAT = 1
-NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "head", "weights"}
+NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "head", "weights"}
 
 
 class CheckpointError(ValueError):

@@ -16,10 +16,11 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
+import metrics
+import trust
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
-HEAD_VIEWS = 8  # views of each photo that the head is fitted on
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; best of 0.003 to 0.15 over 5 folds of fungi9
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
@@ -121,13 +122,20 @@ def step_rng(seed: int, epoch: int, step: int, process: int = 0) -> np.random.Ge
     return np.random.default_rng((seed, epoch, step, process))
 
 
-@torch.inference_mode()
 def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
                   tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
     """Probabilities float (N, K) of all photos of the loader, averaged over their views, and {index: why} of failures.
 
     The row of a photo that could not be read is NaN. temperature divides the logits. tick is told the photos done.
     """
+    probs, _, errors = predict(model, loader, num_classes, accelerator, temperature, tick)
+    return probs, errors
+
+
+@torch.inference_mode()
+def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
+            tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """As predict_probs, with the score float (N,) of being known (Classifier.judge) in the middle, averaged over views too."""
     model.eval()
     found, errors = [], {}
     for images, index, failed in loader:
@@ -135,16 +143,17 @@ def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Acce
         if len(index):
             views = to_device(images.flatten(0, -4), accelerator)          # (B, V, 3, S, S) or (B, 3, S, S)
             with accelerator.autocast():
-                logits = model(views).float()
-            probs = (logits / temperature).softmax(1).view(len(index), -1, num_classes).mean(1)
-            found.append((index.numpy(), probs.cpu().numpy()))
+                logits, known = model.judge(views)
+            probs = (logits / temperature).softmax(1)
+            answers = torch.cat([probs, known[:, None]], 1).view(len(index), -1, num_classes + 1).mean(1)
+            found.append((index.numpy(), answers.cpu().numpy()))
         tick(len(index) + len(failed))
-    table = np.full((len(loader.dataset), num_classes), np.nan, np.float32)
-    for index, probs in gather_object(found):
-        table[index] = probs
+    table = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32)
+    for index, answers in gather_object(found):
+        table[index] = answers
     for other in gather_object([errors]):
         errors.update(other)
-    return table, errors
+    return table[:, :-1], table[:, -1], errors
 
 
 @torch.inference_mode()
@@ -157,16 +166,7 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
-    model.eval()
-    found = []
-    for images, index, failed in loader:
-        if len(index):
-            with accelerator.autocast():
-                features = model.features(to_device(images.flatten(0, -4), accelerator)).float()
-            found.append((index.repeat_interleave(len(features) // len(index)).numpy(), features.cpu().numpy()))
-        tick(len(index) + len(failed))
-    found = gather_object(found)
-    index, features = (np.concatenate(column) for column in zip(*found, strict=True))
+    features, index = all_features(model, loader, accelerator, tick)
     scale = features.std()
     fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
     weight, bias = fit.coef_, fit.intercept_
@@ -175,6 +175,47 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
     model.head.weight.copy_(torch.from_numpy(weight / scale))
     if isinstance(model.head, torch.nn.Linear):                            # a cosine head has directions only
         model.head.bias.copy_(torch.from_numpy(bias))
+
+
+@torch.inference_mode()
+def all_features(model, loader: DataLoader, accelerator: Accelerator, tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
+    """Pooled features float (M, F) of all views of all readable photos, from all processes, and their photos' indices int (M,)."""
+    model.eval()
+    found = []
+    for images, index, failed in loader:
+        if len(index):
+            with accelerator.autocast():
+                features = model.features(to_device(images.flatten(0, -4), accelerator)).float()
+            found.append((index.repeat_interleave(len(features) // len(index)).numpy(), features.cpu().numpy()))
+        tick(len(index) + len(failed))
+    index, features = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
+    return features, index
+
+
+@torch.inference_mode()
+def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val_loader: DataLoader, val_labels: torch.Tensor,
+                accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[str, float]]:
+    """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
+
+    Loaders show photos as predict.py sees them; labels int64 by index of photo. Returns the answers to the validation photos at that
+    temperature, float (N, K), NaN where one could not be read; and "temperature", "known_limit" for the checkpoint, with the
+    calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
+    """
+    features, index = all_features(model, train_loader, accelerator, tick)
+    val_features, val_index = all_features(model, val_loader, accelerator, tick)
+    photos, views = np.unique(val_index), len(val_index) // len(np.unique(val_index))
+    order = np.argsort(val_index, kind="stable")                           # each photo's views together
+    val_features, truth = torch.from_numpy(val_features[order]).to(accelerator.device), val_labels[photos].numpy()
+    logits = model.head(val_features)
+    model.known.fit(torch.from_numpy(features).to(accelerator.device), train_labels[index].to(accelerator.device), val_features, logits)
+    known = model.known(val_features, logits).view(-1, views).mean(1).cpu().numpy()
+    probs = logits.softmax(1).view(len(photos), views, -1).cpu().numpy()
+    temperature = trust.fit_temperature(probs, truth)
+    plain, calibrated = probs.mean(1), trust.at_temperature(probs, temperature).mean(1)
+    answers = np.full((len(val_labels), probs.shape[2]), np.nan, np.float32)
+    answers[photos] = calibrated
+    return answers, {"temperature": temperature, "known_limit": trust.known_limit(known), "ece": metrics.calibration_error(plain, truth),
+                     "ece_calibrated": metrics.calibration_error(calibrated, truth), "ece_chance": metrics.chance_error(calibrated)}
 
 
 def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+import trust
 from checkpoint import CheckpointError
 from photos import PhotoError, read_photo
 from views import VIEWS, FixedViews
@@ -21,6 +22,7 @@ except ImportError as error:
     raise CheckpointError(f"an exported model needs onnxruntime ({error}). Run pip install onnxruntime, or ask a best.pt.") from error
 
 FORMAT = 1  # of the properties that tools/export.py writes beside the network
+PROPERTIES = ("format", "classes", "image_size", "crop", "temperature", "known_limit", "notes")
 LARGEST_PHOTO = 4096  # pixels; a hostile file may ask for more memory than there is
 
 
@@ -38,13 +40,14 @@ class Exported:
         properties = _properties(path, self.session)
         self.classes: list[str] = properties["classes"]
         self.temperature, size, crop = properties["temperature"], properties["image_size"], properties["crop"]
+        self.limit, self.notes = properties["known_limit"], properties["notes"]
         self.views = FixedViews(size, crop, tta)
         self.detail = round(size / crop * max(view.zoom for view in VIEWS[:tta]))
 
-    def probs(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, dict[int, str]]:
-        """Probabilities (N, K), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
+    def answers(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
         cv2.setNumThreads(0)  # the workers are the parallelism
-        table, errors = np.full((len(paths), len(self.classes)), np.nan, np.float32), {}
+        table, errors = np.full((len(paths), len(self.classes) + 1), np.nan, np.float32), {}
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
             for i, answer in enumerate(pool.map(self._one, paths)):
                 if isinstance(answer, str):
@@ -52,25 +55,19 @@ class Exported:
                 else:
                     table[i] = answer
                 tick(1)
-        return table, errors
+        return table[:, :-1], table[:, -1], errors
 
     def _one(self, path: str) -> np.ndarray | str:
         try:
             views = self.views(read_photo(path, self.detail), seed=0)
         except PhotoError as error:
             return str(error)
-        return self.answer(np.ascontiguousarray(views.transpose(0, 3, 1, 2))).mean(0)
+        return np.column_stack(self.answer(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))).mean(0)
 
-    def answer(self, images: np.ndarray) -> np.ndarray:
-        """uint8 (B, 3, S, S) → probabilities (B, K)."""
-        (logits,) = self.session.run(None, {"images": images})
-        return softmax(logits / self.temperature)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """exp(x_k) / sum_j exp(x_j) over the last axis; the largest is taken off first, so that nothing overflows."""
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return powers / powers.sum(-1, keepdims=True)
+    def answer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 (B, 3, S, S) → probabilities (B, K), known (B,)."""
+        logits, known = self.session.run(None, {"images": images})
+        return trust.softmax(logits / self.temperature), known
 
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -92,14 +89,15 @@ def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:
     foreign = CheckpointError(f"{path}: not a model that this program exported. Make one with `python -m tools.export RUN`.")
     try:
         written = session.get_modelmeta().custom_metadata_map
-        found = {key: json.loads(written[key]) for key in ("format", "classes", "image_size", "crop", "temperature")}
-        version, classes, size, crop, temperature = found.values()
-        (images,), (logits,) = session.get_inputs(), session.get_outputs()
-        fits = (images.name, images.type, images.shape[1:], logits.type, logits.shape[1:]) == (
-            "images", "tensor(uint8)", [3, size, size], "tensor(float)", [len(classes)])
+        found = {key: json.loads(written[key]) for key in PROPERTIES}
+        version, classes, size, crop, temperature, limit, notes = found.values()
+        (images,), (logits, known) = session.get_inputs(), session.get_outputs()
+        fits = (images.name, images.type, images.shape[1:], logits.type, logits.shape[1:], known.type, known.shape[1:]) == (
+            "images", "tensor(uint8)", [3, size, size], "tensor(float)", [len(classes)], "tensor(float)", [])
         named = isinstance(classes, list) and all(name.replace("\u200d", "").isprintable() for name in classes)  # \u200d joins emoji
         plausible = (named and len(set(classes)) == len(classes) and isinstance(size, int) and 1 <= size <= LARGEST_PHOTO
-                     and 0.1 <= crop <= 1 and 1e-3 <= temperature <= 1e3)
+                     and 0.1 <= crop <= 1 and 1e-3 <= temperature <= 1e3 and 0 <= limit <= 1 and set(notes) <= set(classes)
+                     and all(note["danger"] in trust.DANGERS and note["note"].isprintable() for note in notes.values()))
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise foreign from error
     if version != FORMAT:

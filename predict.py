@@ -17,9 +17,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+import trust
 from checkpoint import CheckpointError, atomic_file
 from photos import DataError, is_photo, read_csv
-from views import VIEWS
+from views import ANSWER_VIEWS, VIEWS
 
 if TYPE_CHECKING:
     from exported import Exported
@@ -32,9 +33,9 @@ CAUTION = "A guess by a program from a photo: never eat a mushroom because of it
 class Options:
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (searched to any depth), or a CSV image[,label]
     checkpoint: tuple[Path, ...] = ()  # one or many best.pt or .onnx, averaged; none = the newest one under runs/
-    tta: int = 1  # views of each photo, averaged, 1 to 16; the first is the photo as it is
+    tta: int = ANSWER_VIEWS  # views of each photo, averaged, 1 to 16; 1 = the photo as it is, the fastest
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
-    csv: Path | None = None  # write image,label,prob and a column of probability for each class here
+    csv: Path | None = None  # write image,label,prob,known,unknown,deadly and a column of probability for each class here
     batch: int = 32  # photos at a time
     workers: int = -1  # processes (.onnx: threads) for many photos; 0 = none but the main one; -1 = one a core
 
@@ -45,7 +46,7 @@ class Predictor:
     workers: 0 = read and answer in turn; more, or -1 (one a core), pays for many photos. Raises CheckpointError, ValueError.
     """
 
-    def __init__(self, *models: str | Path, tta: int = 1, tta_random: bool = False, batch: int = 32, workers: int = 0):
+    def __init__(self, *models: str | Path, tta: int = ANSWER_VIEWS, tta_random: bool = False, batch: int = 32, workers: int = 0):
         if not models:
             raise CheckpointError("no checkpoint given. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")
         if not 1 <= tta <= len(VIEWS):
@@ -55,17 +56,25 @@ class Predictor:
         for path, model in zip(models, self.models, strict=True):
             if model.classes != self.classes:
                 raise CheckpointError(f"{path}: knows other classes than {models[0]}. Average models of the same classes.")
+        self.limit = sum(model.limit for model in self.models) / len(models)  # of `known`, below which a photo is called unknown
+        self.notes = {name: note for model in self.models for name, note in model.notes.items()}  # of dangerous classes (trust.read_notes)
 
     def probs(self, paths: Sequence[str | Path], tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
         """Probabilities (N, K), averaged over models and views, and {index: why} of photos that cannot be read (rows NaN).
 
         tick is told the photos done, once for each model.
         """
-        total, errors = 0.0, {}
+        probs, _, errors = self.answers(paths, tick)
+        return probs, errors
+
+    def answers(self, paths: Sequence[str | Path],
+                tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """As probs, with the score float (N,) in the middle: how like the classes the photo is; below self.limit, unknown."""
+        probs, known, errors = 0.0, 0.0, {}
         for model in self.models:
-            probs, failed = model.probs([str(path) for path in paths], tick)
-            total, errors = total + probs / len(self.models), errors | failed
-        return total, errors
+            own_probs, own_known, failed = model.answers([str(path) for path in paths], tick)
+            probs, known, errors = probs + own_probs / len(self.models), known + own_known / len(self.models), errors | failed
+        return probs, known, errors
 
     def __call__(self, path: str | Path) -> dict[str, float]:
         """Probabilities of one photo by class name, likeliest first. Raises ValueError if it cannot be read."""
@@ -96,20 +105,28 @@ def main(options: Options) -> int:
     workers = options.workers if len(paths) > 1 else 0
     predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
     with tqdm(total=len(paths) * len(models), unit="photo", leave=False, disable=None) as bar:
-        probs, errors = predictor.probs(paths, bar.update)
+        probs, known, errors = predictor.answers(paths, bar.update)
 
+    unknown, deadly = known < predictor.limit, trust.deadly_share(probs, predictor.classes, predictor.notes)
     if len(paths) == 1 and not errors:
         for i in probs[0].argsort()[::-1][:3]:
             print(f"{probs[0, i]:6.1%}  {predictor.classes[i]}")
-        print(CAUTION)
+        if unknown[0]:
+            print(f"unknown: it looks like none of the classes (known {known[0]:.2f}, below {predictor.limit:.2f})")
+        if warning := trust.warning(probs[0], predictor.classes, predictor.notes):
+            print(warning)
     else:
         for i, path in enumerate(paths):
-            print(f"{path}: error: {errors[i]}" if i in errors else f"{path}: {predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}")
+            answer = f"{predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}" if i not in errors else f"error: {errors[i]}"
+            remarks = ["unknown"] * bool(unknown[i]) + [f"deadly genera {deadly[i]:.0%}"] * bool(deadly[i] >= trust.NOTICEABLE)
+            print(f"{path}: {', '.join([answer, *remarks])}")
+    print(CAUTION)
     if options.csv:
-        write_csv(options.csv, paths, probs, errors, predictor.classes)
-    known = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
-    if known and len(set(labels)) > 1:
-        print(report(probs[known], np.array([predictor.classes.index(labels[i]) for i in known]), predictor.classes))
+        more = {"known": known, "unknown": np.where(unknown, "yes", "no"), "deadly": deadly}
+        write_csv(options.csv, paths, probs, more, errors, predictor.classes)
+    told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
+    if told and len(set(labels)) > 1:
+        print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
     return 1 if errors else 0
 
 
@@ -137,15 +154,19 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     return found[-1]
 
 
-def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, errors: dict[int, str], classes: list[str]) -> None:
-    """image,label,prob and a column for each class; of a photo that cannot be read, the label is "error: why"."""
+def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],
+              classes: list[str]) -> None:
+    """image,label,prob, the columns of `more`, and one for each class; of a photo that cannot be read, the label is "error: why"
+    and the rest is empty.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "prob", *classes])
+    writer.writerow(["image", "label", "prob", *more, *classes])
     for i, path in enumerate(paths):
         best = probs[i].argmax()
-        numbers = [""] * (1 + len(classes)) if i in errors else [f"{p:.6f}" for p in (probs[i, best], *probs[i])]
-        writer.writerow([path, f"error: {errors[i]}" if i in errors else classes[best], *numbers])
+        cells = (probs[i, best], *(column[i] for column in more.values()), *probs[i])
+        written = [""] * len(cells) if i in errors else [cell if isinstance(cell, str) else f"{cell:.6f}" for cell in cells]
+        writer.writerow([path, f"error: {errors[i]}" if i in errors else classes[best], *written])
     with atomic_file(file) as out:
         out.write(text.getvalue().encode(errors="surrogateescape"))  # names as the disk has them
 

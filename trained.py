@@ -32,14 +32,15 @@ class Trained:
         self.views = RandomViews(size, tta) if tta_random else FixedViews(size, crop, tta)
         self.detail = round(size * RandomViews.DETAIL if tta_random else size / crop * max(view.zoom for view in VIEWS[:tta]))
         self.accelerator, self.temperature, self.batch, self.workers = Accelerator(), saved["temperature"], batch, workers
+        self.limit, self.notes = saved["known_limit"], saved["notes"]
         self.model = model.to(self.accelerator.device)
 
-    def probs(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, dict[int, str]]:
-        """Probabilities (N, K), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
+    def answers(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
         photos = Photos(paths, self.views, seed=0, min_side=self.detail)
         workers = self.workers if len(paths) > self.batch else 0  # to start them takes longer than to read one batch
         loader = make_loader(photos, Batches(len(photos), max(1, self.batch // self.views.count)), workers)
-        return engine.predict_probs(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
+        return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
 
 
 def load_model(path: Path) -> tuple[Classifier, dict]:

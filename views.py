@@ -21,6 +21,7 @@ class View(NamedTuple):
 VIEWS = tuple(View(*place, mirrored) for place in [
     (1.0, 0, 0), (1.2, 0, 0), (0.85, 0, 0), (1.2, -1, -1), (1.2, 1, 1), (1.2, 1, -1), (1.2, -1, 1), (1.4, 0, 0)
 ] for mirrored in (False, True))
+ANSWER_VIEWS = 8  # of each photo in an answer, unless --tta says otherwise; docs/EXPERIMENTS.md has what they bring
 
 
 class FixedViews:

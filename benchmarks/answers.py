@@ -19,8 +19,8 @@ def openvino_way(file: Path, paths: list[str], exported):
     own = threading.local()
 
     def one(path: str) -> np.ndarray:
-        from exported import softmax
         from photos import read_photo
+        from trust import softmax
         if not hasattr(own, "request"):
             own.request = network.create_infer_request()
         views = exported.views(read_photo(path, exported.detail), 0).transpose(0, 3, 1, 2)

@@ -7,8 +7,8 @@ import torch
 import checkpoint
 from checkpoint import CheckpointError, load, save
 
-WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "config": {}, "head": "linear",
-         "weights": {"w": torch.ones(3)}}
+WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
+         "config": {}, "head": "linear", "weights": {"w": torch.ones(3)}}
 
 
 def test_what_was_saved_loads(tmp_path):

@@ -34,7 +34,8 @@ def run(tmp_path_factory):
     torch.nn.init.normal_(model.head.weight, std=30.0)
     checkpoint.save(folder / "best.pt", {
         "model": SMALL, "head": "linear", "classes": list("ABCDEFGH") + ["Мухомор"], "image_size": 64, "crop": 0.9,
-        "temperature": 1.7, "config": Config().to_dict(), "weights": model.state_dict()})
+        "temperature": 1.7, "known_limit": 0.4, "notes": {"A": {"danger": "deadly", "note": "by a letter"}}, "config": Config().to_dict(),
+        "weights": model.state_dict()})
     export.export(folder)
     return folder
 
@@ -80,7 +81,8 @@ def test_an_exported_model_is_asked_without_torch_or_anything_slow(run, paths):
                            f"(pathlib.Path({str(paths[0])!r}),), checkpoint=(pathlib.Path({str(run / 'best.onnx')!r}),))))"],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("%") == 3
+    assert done.stdout.count("%  ") == 3
+    assert "genera with deadly species. A: by a letter." in done.stdout  # what the checkpoint knows of danger travels too
 
 
 def test_the_newest_checkpoint_answers_be_it_exported_or_not(run, tmp_path):
@@ -151,7 +153,7 @@ def test_a_missing_or_broken_file_and_random_views_are_refused(run, tmp_path):
 def test_an_export_that_answers_otherwise_is_not_kept(run, tmp_path, monkeypatch):
     changed = onnx.load(run / "best.onnx")
     without_properties(changed)
-    bias = next(t for t in changed.graph.initializer if t.name == "head.bias")
+    bias = next(t for t in changed.graph.initializer if t.name == "model.head.bias")
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.arange(9, dtype=np.float32), bias.name))
     monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: SimpleNamespace(model_proto=changed))
     shutil.copy(run / "best.pt", tmp_path)

@@ -38,7 +38,7 @@ def flags(config: Config) -> list[str]:
 def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     run = main.train(small_config)
     printed = capsys.readouterr().out
-    for text in ("108 photos", "near-duplicates", "epoch 0/2  head alone", "epoch 2/2", "python predict.py"):
+    for text in ("108 photos", "near-duplicates", "epoch 0/2  head alone", "epoch 2/2", "calibration error", "python predict.py"):
         assert text in printed
     assert torch.cuda.is_available() or ("fp32 (no CUDA GPU)" in printed and "an epoch will take about" in printed)
     assert {"best.pt", "last.pt", "log.csv", "config.json", "photos.csv", "val.csv", "batch.png"} <= set(os.listdir(run))
@@ -49,12 +49,18 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     assert settings["config"]["model"] == SMALL
     assert torch.__version__.startswith(settings["versions"]["torch"])
     row = next(csv.DictReader((tmp_path / "runs" / "experiments.csv").open()))
-    assert float(row["val_loss"]) == pytest.approx(log.val_loss.min(), abs=1e-4)
+    answers = pd.read_csv(run / "val.csv")
+    right = answers.drop(columns=["image", "label"]).idxmax(axis=1) == answers.label
+    assert float(row["val_accuracy"]) == pytest.approx(right.mean(), abs=1e-4)
     assert "batch=16" in row["settings"]
     assert "lr=" not in row["settings"]
     best = checkpoint.load(run / "best.pt")
     assert best["history"][-1]["val_loss"] == log.val_loss.min()
     assert "optimizer" not in best
+    assert best["temperature"] != 1
+    assert 0 < best["known_limit"] < 1
+    assert set(best["notes"]) >= {"Amanita", "Cortinarius"}
+    assert 0 <= float(row["val_ece_calibrated"]) <= 1
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(small_config, tmp_path):

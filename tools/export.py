@@ -1,7 +1,8 @@
 """Write a run's model as ONNX, for answers without torch: `python -m tools.export RUN` makes RUN/best.onnx for predict.py.
 
-One file: fp32, uint8 photos (any number, 3, S, S) in, logits out, normalisation inside; the class names, image_size,
-crop and temperature are its properties, as JSON. It replaces an older one only after it has answered as the checkpoint does.
+One file: fp32, uint8 photos (any number, 3, S, S) in, logits and `known` out, normalisation inside; the class names,
+image_size, crop, temperature, limit of the unknown and notes are its properties, as JSON. It replaces an older one only
+after it has answered as the checkpoint does.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from tyro.conf import Positional
 
 import checkpoint
 from checkpoint import CheckpointError
+from model import Classifier
 from trained import load_model
 
 LARGEST_DIFFERENCE = 1e-4  # of a probability, against the checkpoint's
-PROPERTIES = ("classes", "image_size", "crop", "temperature", "model")
 
 
 def export(run: Positional[Path], out: Path | None = None) -> Path:
@@ -38,26 +39,39 @@ def export(run: Positional[Path], out: Path | None = None) -> Path:
         raise CheckpointError(f"--out {out}: predict.py knows an exported model by its suffix: name it .onnx.")
     model, saved = load_model(path)
     images = some_images(saved["image_size"])
-    network = torch.onnx.export(model, (images,), input_names=["images"], output_names=["logits"], dynamo=True, verbose=False,
-                                dynamic_shapes={"images": {0: torch.export.Dim("photos")}}).model_proto
-    for name, value in {"format": exported.FORMAT, **{name: saved[name] for name in PROPERTIES}}.items():
+    network = torch.onnx.export(Judge(model).eval(), (images,), input_names=["images"], output_names=["logits", "known"], dynamo=True,
+                                verbose=False, dynamic_shapes={"images": {0: torch.export.Dim("photos")}}).model_proto
+    for name, value in {"format": exported.FORMAT, **{name: saved[name] for name in exported.PROPERTIES[1:]}}.items():
         network.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
     with checkpoint.atomic_file(out) as file:
         file.write(network.SerializeToString())
         file.flush()
         difference = compare(model, saved["temperature"], exported.Exported(Path(file.name), tta=1, workers=0), images)
         if not difference < LARGEST_DIFFERENCE:
-            raise CheckpointError(f"{path}: its export answers otherwise (a probability differs by {difference:.1g}) and was not kept. "
+            raise CheckpointError(f"{path}: its export answers otherwise (a score differs by {difference:.1g}) and was not kept. "
                                   "Try another version of onnxscript.")
     print(f"{out}: answers as {path} does, to {difference:.0e}\nnow: python predict.py PHOTO --checkpoint {out}")
     return out
 
 
+class Judge(torch.nn.Module):
+    """images → logits, known: a Classifier whose forward is its judge, as the exporter follows forward alone."""
+
+    def __init__(self, model: Classifier):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.model.judge(images)
+
+
 @torch.inference_mode()
 def compare(model: torch.nn.Module, temperature: float, other, images: torch.Tensor) -> float:
-    """The largest difference of a probability between the checkpoint's network and the Exported `other`, one image alone, then the rest."""
-    probs = (model(images) / temperature).softmax(1).numpy()
-    return max(np.abs(other.answer(images[part].numpy()) - probs[part]).max() for part in (slice(0, 1), slice(1, None)))
+    """The largest difference of a probability, or of `known`, between the checkpoint's network and the Exported `other`: one image
+    alone, then the rest."""
+    logits, known = model.judge(images)
+    ours = np.column_stack([(logits / temperature).softmax(1).numpy(), known.numpy()])
+    return max(np.abs(np.column_stack(other.answer(images[part].numpy())) - ours[part]).max() for part in (slice(0, 1), slice(1, None)))
 
 
 def some_images(size: int, count: int = 4) -> torch.Tensor:
