@@ -20,11 +20,11 @@ def test_ways_are_timed_in_turn_and_the_first_round_does_not_count():
 
 def test_results_keep_what_a_person_wrote_below_and_name_what_failed(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "__main__.py"))
-    (tmp_path / "results.md").write_text("old\n## Findings\nby hand\n")
+    (tmp_path / "results.md").write_text("yesterday\n## Findings\nby hand\n")
     bench.main(["none_such"], ["--repeat", "1"])
     text = (tmp_path / "results.md").read_text()
     assert "none_such failed" in text
-    assert "old" not in text
+    assert "yesterday" not in text
     assert text.endswith("## Findings\nby hand\n")
     assert "Python 3" in text
     assert "none_such" in capfd.readouterr().err
