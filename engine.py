@@ -54,7 +54,7 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: 
                     keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
     """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
 
-    progress: {"epoch", "step", "loss_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
+    progress: {"epoch", "step", "loss_sum", "norm_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
     the rate for a step, counted from the start of training. keep_batchnorm: see training_mode. stop is asked after each
     step; tick is told each loss.
     """
@@ -69,8 +69,9 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: 
             images = to_device(images.flatten(0, -4), accelerator)         # a photo is one view here
             mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
             loss = train_step(model, mixed, targets, optimizer, accelerator, clip).item()
-            if np.isfinite(loss):
+            if np.isfinite(loss) and np.isfinite(optimizer.norm):
                 progress["loss_sum"] += loss * len(index)
+                progress["norm_sum"] += optimizer.norm * len(index)
                 progress["photos"] += len(index)
             tick(loss)
         progress["step"] += 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from tqdm import tqdm
@@ -27,6 +27,7 @@ from dataset import Batches, Photos, make_loader
 from mixup import mixup
 from model import ModelError, build_model, native_size
 from sam import SAM
+from tools.report import write_report
 from transforms import FixedViews, RandomViews
 
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
@@ -75,13 +76,13 @@ def train(config: Config) -> Path:
     schedule = CosineLRScheduler(sgd, steps, warmup_t=round(config.warmup * steps), warmup_prefix=True, t_in_epochs=False)
 
     # Where the run stands: all that `--resume` needs, beside the weights.
-    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "photos": 0, "minutes": 0.0}
+    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0}
     history: list[dict] = []
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(saved["scaler"])
-        progress, history = saved["progress"], saved["history"]
+        progress, history = progress | saved["progress"], saved["history"]
 
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
@@ -101,8 +102,8 @@ def train(config: Config) -> Path:
     def judge(epoch: int) -> None:
         """Add a row to the history, keep the model if it is the best so far."""
         scores = evaluate("val", val_loader)
-        row = {"epoch": epoch, "lr": sgd.param_groups[0]["lr"],
-               "train_loss": progress["loss_sum"] / progress["photos"] if progress["photos"] else float("nan"),
+        mean = {name: progress[name] / progress["photos"] if progress["photos"] else float("nan") for name in ("loss_sum", "norm_sum")}
+        row = {"epoch": epoch, "lr": sgd.param_groups[0]["lr"], "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
         history.append(row)
@@ -135,7 +136,7 @@ def train(config: Config) -> Path:
                     keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
-                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}
+                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60
             save_last()
     if progress["epoch"] < config.epochs:
@@ -212,8 +213,10 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
 
 if __name__ == "__main__":
     try:
-        train(tyro.cli(Config, description=__doc__))
+        run = train(tyro.cli(Config, description=__doc__))
+        if PartialState().is_main_process:
+            print(f"look: {write_report(run)}")
     except USER_ERRORS as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("stopped before training began; nothing was lost")
+        sys.exit("stopped before or after training; nothing was lost")

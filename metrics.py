@@ -31,3 +31,27 @@ def confusion(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def scores(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The three numbers that the log and the experiment record keep."""
     return {"accuracy": accuracy(probs, labels), "macro_f1": macro_f1(probs, labels), "loss": log_loss(probs, labels)}
+
+
+def per_class(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Precision, recall, F1 and photos of each class, float (K, 4); a share of no photos is NaN."""
+    table = confusion(probs, labels)
+    hits, present, answered = table.diagonal(), table.sum(1), table.sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.stack([hits / answered, hits / present, 2 * hits / (present + answered), present], 1)
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = 10) -> np.ndarray:
+    """Of the answers whose probability falls into each of `bins` equal bins: mean probability, accuracy, photos; float (B, 3).
+
+    Empty bins are left out. A trustworthy model's two first columns agree.
+    """
+    sure, right = probs.max(1), probs.argmax(1) == labels
+    at = np.minimum((sure * bins).astype(int), bins - 1)
+    return np.array([(sure[at == b].mean(), right[at == b].mean(), (at == b).sum()) for b in np.unique(at)])
+
+
+def ece(probs: np.ndarray, labels: np.ndarray, bins: int = 10) -> float:
+    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): mean |probability - accuracy| of the bins, by photos."""
+    sure, right, photos = reliability(probs, labels, bins).T
+    return float((abs(sure - right) * photos).sum() / photos.sum())

@@ -6,6 +6,7 @@ In a notebook: `Predictor("runs/x/best.pt")("photo.jpg")`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,11 +32,14 @@ CAUTION = "A guess by a program from a photo: never eat a mushroom because of it
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (searched to any depth), or a CSV image[,label]
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (to any depth), a CSV image[,label]; - = paths from stdin
     checkpoint: tuple[Path, ...] = ()  # one or many best.pt, averaged; none = that of the newest run under runs/
     tta: int = 1  # views of each photo, averaged, 1 to 16; the first is the photo as it is
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
     csv: Path | None = None  # write image,label,prob and a column of probability for each class here
+    explain: Path | None = None  # draw the answers here (.png), with heat maps of what spoke for them; of many photos the first 60
+    json: bool = False  # JSON lines instead of text: one object a photo, all probabilities in it
+    quiet: bool = False  # the answers alone: no progress, no word of the model, no scores
     batch: int = 32  # photos at a time
     workers: int = -1  # processes that read photos; 0 = none but the main one; -1 = one a core, at most 8
 
@@ -91,24 +95,31 @@ def main(options: Options) -> int:
     """Returns the exit code: 0, or 1 if a photo could not be read."""
     table = find_photos(options.photos)
     checkpoints = options.checkpoint or (newest_checkpoint(),)
-    if not options.checkpoint:
+    if not options.checkpoint and not options.quiet:
         print(f"model: {checkpoints[0]}", file=sys.stderr)
     predictor = Predictor(*checkpoints, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=options.workers)
     engine.keep_memory()
-    with tqdm(total=len(table) * len(checkpoints), unit="photo", leave=False, disable=None) as bar:
+    with tqdm(total=len(table) * len(checkpoints), unit="photo", leave=False, disable=options.quiet or None) as bar:
         probs, errors = predictor.probs(table.path, bar.update)
 
-    if len(table) == 1 and not errors:
+    if options.json:
+        print_json(table.path, probs, errors, predictor.classes)
+    elif len(table) == 1 and not errors:
         for i in probs[0].argsort()[::-1][:3]:
             print(f"{probs[0, i]:6.1%}  {predictor.classes[i]}")
-        print(CAUTION)
+        if not options.quiet:
+            print(CAUTION)
     else:
         for i, path in enumerate(table.path):
             print(f"{path}: error: {errors[i]}" if i in errors else f"{path}: {predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}")
     if options.csv:
         write_csv(options.csv, table.path, probs, errors, predictor.classes)
+    if options.explain:
+        from explain import draw_reasons  # it needs matplotlib and grad-cam: only who asks waits for them
+        read = [i for i in range(len(table)) if i not in errors]
+        draw_reasons(options.explain, checkpoints[0], table.path[read].tolist(), probs[read], predictor.classes)
     known = table.label.isin(predictor.classes) & ~table.index.isin(errors)
-    if known.any() and table.label.nunique() > 1:
+    if known.any() and table.label.nunique() > 1 and not (options.quiet or options.json):
         print(report(probs[known], table.label[known].map(predictor.classes.index).to_numpy(), predictor.classes))
     return 1 if errors else 0
 
@@ -117,7 +128,9 @@ def find_photos(places: Sequence[Path]) -> pd.DataFrame:
     """The photos named by files, folders and CSVs as columns path, label; label is "" where nothing says it."""
     rows = []
     for place in places:
-        if place.suffix.lower() == ".csv":
+        if place == Path("-"):
+            rows += [{"path": line.rstrip("\r\n"), "label": ""} for line in sys.stdin if line.strip()]
+        elif place.suffix.lower() == ".csv":
             rows += read_csv(place, needed=["image"])[["path", "label"]].to_dict("records")
         elif place.is_dir():
             found = sorted(path for path in place.rglob("*") if is_photo(path) and path.is_file())
@@ -126,6 +139,8 @@ def find_photos(places: Sequence[Path]) -> pd.DataFrame:
             rows += [{"path": str(path), "label": path.parent.name if path.parent != place else ""} for path in found]
         else:
             rows.append({"path": str(place), "label": ""})
+    if not rows:
+        raise DataError("no photo given. Name photos before the flags (--checkpoint takes all that follows it), or pass - and paths.")
     return pd.DataFrame(rows)
 
 
@@ -134,6 +149,15 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     if not found:
         raise CheckpointError(f"{runs}/: no trained model in it. Train one with `python main.py`, or pass --checkpoint FILE.")
     return found[-1]
+
+
+def print_json(paths: Sequence[str], probs: np.ndarray, errors: dict[int, str], classes: list[str]) -> None:
+    """A line a photo: {"image", "label", "prob", "probs": {class: probability, likeliest first}}, or {"image", "error"}."""
+    for i, path in enumerate(paths):
+        line = {"image": path, "error": errors[i]} if i in errors else {
+            "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
+            "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
+        print(json.dumps(line, ensure_ascii=False))
 
 
 def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, errors: dict[int, str], classes: list[str]) -> None:
