@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -160,6 +161,35 @@ def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, bat
             accelerator.backward(model(images).sum())
         model.zero_grad()
     return passes * (time.perf_counter() - began) / batch
+
+
+def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, optimizer: SAM, accelerator: Accelerator,
+             num_classes: int, alpha: float, clip: float) -> str:
+    """One batch of training and one of validation through everything; what they were, took and held, in words."""
+    lines, began = [], time.perf_counter()
+
+    def tell(what: str, tensor: torch.Tensor) -> None:
+        nonlocal began
+        lines.append(f"{what:28} {tuple(tensor.shape)!s:20} {str(tensor.dtype)[6:]:8} {time.perf_counter() - began:6.2f} s")
+        began = time.perf_counter()
+
+    images, index, _ = next(iter(train_loader))
+    tell("photos read and augmented", images)
+    images, own = to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
+    mixed, targets = mixup(images, own, num_classes, alpha, step_rng(0, 0, 0))
+    tell("mixed; targets below", mixed)
+    tell("", targets)
+    training_mode(model, keep_batchnorm=True)
+    loss = train_step(model, mixed, targets, optimizer, accelerator, clip)
+    tell(f"trained, loss {loss:.3f}", loss)
+    images, _, _ = next(iter(val_loader))
+    tell("validation photos read", images)
+    model.eval()
+    with torch.inference_mode(), accelerator.autocast():
+        logits = model(to_device(images.flatten(0, -4), accelerator))
+    tell("answered", logits)
+    held = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else psutil.Process().memory_info().rss
+    return "\n".join([*lines, f"memory of the {accelerator.device.type}: {held / 2**30:.2f} GiB"])
 
 
 def keep_memory() -> None:

@@ -39,10 +39,12 @@ def train(config: Config) -> Path:
     if saved:
         config = resumed(config, saved)
     precision, why = choose_precision()
-    accelerator = Accelerator(mixed_precision=precision)
-    say = accelerator.print
-    engine.keep_memory()
     run = config.resume or record.new_folder(config.out, config.model)
+    accelerator = Accelerator(mixed_precision=precision, log_with=None if config.track == "none" else config.track, project_dir=run)
+    settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
+    accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
+    say = (lambda text: None) if config.quiet else accelerator.print
+    engine.keep_memory()
     say(f"{run}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
@@ -107,6 +109,7 @@ def train(config: Config) -> Path:
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
         history.append(row)
+        accelerator.log(row, step=epoch)
         learnt = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
         say(f"epoch {epoch}/{config.epochs}  {learnt}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
             f"macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
@@ -117,19 +120,25 @@ def train(config: Config) -> Path:
 
     if accelerator.device.type == "cpu":
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
+    if config.dry_run:
+        draw_a_batch(run, train_loader, labels["train"], classes, config)
+        say(engine.rehearse(model, train_loader, val_loader, labels["train"], optimizer, accelerator,
+                            len(classes), config.mixup, config.clip))
+        say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
+        return run
     began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
         record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
         draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
-            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
+            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
                 engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
             judge(epoch=0)
         save_last()
 
     with StopRequest() as stop:
         while progress["epoch"] < config.epochs and not stop():
-            with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
+            with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
@@ -139,8 +148,9 @@ def train(config: Config) -> Path:
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60
             save_last()
+    accelerator.end_training()
     if progress["epoch"] < config.epochs:
-        say(f"stopped; all is saved. Go on with: python main.py --resume {run}")
+        accelerator.print(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
     # The end: the best epoch once more on photos set aside as a test, and a row in the record of experiments.
@@ -153,7 +163,8 @@ def train(config: Config) -> Path:
         say(f"on the test photos: accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}")
     if accelerator.is_main_process:
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
-    say(f"best: epoch {row['epoch']}, accuracy {row['val_accuracy']:.4f} on {len(labels['val'])} photos it did not learn from\n"
+    accelerator.print(
+        f"best: epoch {row['epoch']}, accuracy {row['val_accuracy']:.4f} on {len(labels['val'])} photos it did not learn from\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
     return run
 
@@ -164,15 +175,16 @@ def best(history: list[dict]) -> dict:
 
 
 def resumed(config: Config, saved: dict) -> Config:
-    """The run's own settings; only --workers may be given anew, as it changes no result."""
-    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers")}
+    """The run's own settings; only --workers and --quiet may be given anew, as they change no result."""
+    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet")}
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     own = Config.from_dict(saved["config"])
     if saved["progress"]["epoch"] >= own.epochs:
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without --resume.")
-    return dataclasses.replace(own, resume=config.resume, workers=config.workers if config.workers >= 0 else own.workers)
+    workers = config.workers if config.workers >= 0 else own.workers
+    return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
 
 
 def choose_precision() -> tuple[str, str]:
@@ -187,7 +199,8 @@ def choose_precision() -> tuple[str, str]:
 def look_at_photos(config: Config, run: Path, say) -> pd.DataFrame:
     """Table, trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     table = dataset.load_table(config.data)
-    table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=None))
+    quiet = config.quiet or None  # none = where no person watches
+    table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
     table = dataset.split(table, config.fold, config.folds, config.seed)
     say(dataset.describe(table))
     record.write_table(run / "photos.csv", table)
@@ -213,8 +226,9 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
 
 if __name__ == "__main__":
     try:
-        run = train(tyro.cli(Config, description=__doc__))
-        if PartialState().is_main_process:
+        config = tyro.cli(Config, description=__doc__)
+        run = train(config)
+        if not config.dry_run and PartialState().is_main_process:
             print(f"look: {write_report(run)}")
     except USER_ERRORS as error:
         sys.exit(str(error))

@@ -127,3 +127,30 @@ def balance(path: Path, photos: pd.DataFrame) -> None:
         axes.margins(y=0.01)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside upper left", ncols=3, fontsize=8)
+
+
+def scores(path: Path, runs: pd.DataFrame, names: Sequence[str]) -> None:
+    """Runs by minutes and score (a loss is better low), each its name; a line joins those that no other beats in both."""
+    score = runs.columns[1]
+    down = score.endswith("loss")
+    fast_first = runs.sort_values(["minutes", score], ascending=[True, down])
+    reached = fast_first[score].cummin() if down else fast_first[score].cummax()
+    front = fast_first[(fast_first[score] == reached) & ~reached.duplicated()]
+    with picture(path, 7.5, 4.5) as figure:
+        axes = figure.subplots()
+        axes.plot(front.minutes, front[score], color=ORANGE, drawstyle="steps-post", linewidth=1.2)
+        axes.scatter(runs.minutes, runs[score], color=BLUE, s=150)
+        for minutes, value, name in zip(runs.minutes, runs[score], names, strict=True):
+            axes.text(minutes, value, name, color="white", fontsize=7, ha="center", va="center")
+        axes.set(xlabel="minutes of training", ylabel=score.replace("_", " "))
+
+
+def rate_search(path: Path, rates: Sequence[float], losses: Sequence[float], smooth: Sequence[float], suggested: float) -> None:
+    """The loss of each step while the rate climbs, smoothed, and the rate to take."""
+    with picture(path, 7.5, 4.2) as figure:
+        axes = figure.subplots()
+        axes.plot(rates, losses, color=GREY, linewidth=0.8, alpha=0.7, label="loss of each batch")
+        axes.plot(rates, smooth, color=BLUE, label="smoothed")
+        axes.axvline(suggested, color=ORANGE, linestyle="--", label=f"suggested: {suggested:.2g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="training loss, nats", ylim=(0, 1.05 * max(losses)))
+        axes.legend(fontsize=8)

@@ -5,6 +5,7 @@ Its scores are those of best.pt on the run's validation photos, asked as predict
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from pathlib import Path
@@ -63,7 +64,7 @@ def write_report(run: Path) -> Path:
     changed = {k: v for k, v in config.items() if Config().to_dict().get(k) != v}
     write_page(
         run / "report.html", f"{config['model']} on {Path(config['data']).name}",
-        f'<p class="quiet">{run.name} · {settings["device"]}, {settings["precision"].replace("no", "fp32")} · {CAUTION}</p>',
+        f'<p class="quiet">{html.escape(run.name)} · {settings["device"]}, {settings["precision"].replace("no", "fp32")} · {CAUTION}</p>',
         figures({"accuracy": f"{metrics.accuracy(probs, labels):.1%}", "macro-F1": f"{metrics.macro_f1(probs, labels):.3f}",
                  "log loss": f"{metrics.log_loss(probs, labels):.3f}", "calibration error": f"{metrics.ece(probs, labels):.3f}",
                  "photos judged": str(len(labels)), "minutes": f"{log.minutes.max():.1f}"}),
