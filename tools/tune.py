@@ -7,6 +7,7 @@ itself: confirm it with other seeds and folds.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,23 +27,28 @@ PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly 
 def knobs(trial) -> dict[str, float]:
     """What is tried: the few knobs that move the score; the rest follow from data and machine."""
     return {"lr": trial.suggest_float("lr", 3e-4, 0.02, log=True), "rho": trial.suggest_float("rho", 0.0, 0.2, step=0.01),
-            "mixup": trial.suggest_float("mixup", 0.0, 0.8, step=0.1), "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)}
+            "mixup": trial.suggest_float("mixup", 0.0, 0.8, step=0.1),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)}
+
+
+def arguments(values: dict) -> list[str]:
+    return [part for knob, value in values.items() for part in (f"--{knob.replace('_', '-')}", str(value))]
 
 
 def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
     """The best validation accuracy of a run with the trial's knobs; the run reports each epoch by its log.csv."""
     import optuna
     folder = out / f"trial-{trial.number:03d}"
-    own = [part for knob, value in knobs(trial).items() for part in (f"--{knob.replace('_', '-')}", str(value))]
     with (out / f"{folder.name}.txt").open("w") as screen:
-        process = subprocess.Popen([sys.executable, str(MAIN), *flags, *own, "--out", str(folder)], stdout=screen, stderr=screen)
+        command = [sys.executable, str(MAIN), *flags, *arguments(knobs(trial)), "--out", str(folder)]
+        process = subprocess.Popen(command, stdout=screen, stderr=screen)
         seen = 0
         try:
             while True:
                 ended = process.poll() is not None  # asked before the log is read, so that its last row is not missed
                 log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else pd.DataFrame()
                 for row in log.iloc[seen:].itertuples():
-                    trial.report(log.val_accuracy[:row.Index + 1].max(), row.epoch)
+                    trial.report(log.val_accuracy[:row.Index + 1].max(), int(row.epoch))
                     seen += 1
                     if trial.should_prune() and not ended:
                         raise optuna.TrialPruned
@@ -65,7 +71,7 @@ def tune(flags: tuple[str, ...], trials: int, out: Path):
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=0), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
+        sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
     if not study.trials:
         study.enqueue_trial({knob: getattr(Config, knob) for knob in ("lr", "rho", "mixup", "weight_decay")})
 
@@ -84,8 +90,8 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
     except ImportError:
         sys.exit("tuning needs the package optuna: pip install -r requirements-extra.txt")
     best = tune(flags, trials, out).best_trial
-    own = " ".join(f"--{knob.replace('_', '-')} {value:.4g}" for knob, value in best.params.items())
-    print(f"best: trial {best.number}, accuracy {best.value:.4f}. Confirm with other seeds:\n  python main.py {' '.join(flags)} {own} --seed 1")
+    command = shlex.join(["python", "main.py", *flags, *arguments({knob: f"{value:.4g}" for knob, value in best.params.items()})])
+    print(f"best: trial {best.number}, accuracy {best.value:.4f}. Confirm with other seeds:\n  {command} --seed 1")
 
 
 if __name__ == "__main__":
