@@ -228,8 +228,9 @@ if __name__ == "__main__":
     try:
         config = tyro.cli(Config, description=__doc__)
         run = train(config)
-        if not config.dry_run and PartialState().is_main_process:
-            print(f"look: {write_report(run)}")
+        if not config.dry_run:
+            alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
+            PartialState().print(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
     except USER_ERRORS as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """The learning rate to take: `python -m tools.find_lr --data FOLDER ...`, with main.py's own flags.
 
 The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM) until the
-loss has doubled (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least smoothed loss is suggested, as fastai does: the
+loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least smoothed loss is suggested, as fastai does: the
 loss goes on falling for some steps at a rate that is already too high.
 """
 
@@ -38,7 +38,7 @@ def suggest(rates: np.ndarray, losses: np.ndarray, memory: float = 0.9) -> tuple
 
 
 def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
-    """Rates and losses of up to `steps` steps, until the loss has doubled."""
+    """Rates and losses of up to `steps` steps, until the loss has left its range."""
     accelerator = Accelerator(mixed_precision=choose_precision()[0])
     engine.keep_memory()
     photos = dataset.split(dataset.find_trouble(dataset.load_table(config.data)), config.fold, config.folds, config.seed)

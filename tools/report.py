@@ -59,7 +59,7 @@ def write_report(run: Path) -> Path:
     sides = pd.crosstab(photos.label, photos.side[photos.side != ""])
     sides = sides[[side for side in SIDES if side in sides]]
     counts, by_class = metrics.confusion(probs, labels), metrics.per_class(probs, labels)
-    best = int(log.epoch[log.val_accuracy == log.val_accuracy.max()].iloc[0])
+    best = log.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).epoch.iloc[0]  # as main.py picks it
     shares = [[f"{share:.3f}" for share in row[:3]] + [f"{row[3]:.0f}"] for row in by_class]
     changed = {k: v for k, v in config.items() if Config().to_dict().get(k) != v}
     write_page(
