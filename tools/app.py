@@ -20,13 +20,13 @@ DEADLY = {"Amanita": "鹅膏属", "Conocybe": "锥盖伞属", "Cortinarius": "�
           "Gyromitra": "鹿花菌属", "Inocybe": "丝盖伞属", "Lepiota": "环柄菇属", "Russula": "红菇属", "Tricholoma": "口蘑属"}
 WORDS = {
     "English": {
-        "title": "# Which mushroom is it?", "photos": f"Photos of one find, up to {MOST} (on a phone: tap to take one)", "ask": "Ask",
+        "title": f"# Which mushroom is it?\nUp to {MOST} photos of one find. On a phone, tap to take one.", "photos": "Photos", "ask": "Ask",
         "answer": "Answer", "heat": "What spoke for it", "none": "Add a photo first.",
         "many": f"More than {MOST} photos: take the best {MOST}.",
         "unknown": "Unknown: no class is likely enough. Try a closer photo, one from below, or it is none of these.",
         "deadly": "{} has deadly species.", "bad": "{}: {}", "caution": CAUTION},
     "中文": {
-        "title": "# 这是什么蘑菇？", "photos": f"同一蘑菇的照片，最多 {MOST} 张（手机上点按即可拍照）", "ask": "识别",
+        "title": f"# 这是什么蘑菇？\n同一蘑菇的照片，最多 {MOST} 张。手机上点按即可拍照。", "photos": "照片", "ask": "识别",
         "answer": "结果", "heat": "判断依据", "none": "请先添加照片。", "many": f"照片超过 {MOST} 张：请选最好的 {MOST} 张。",
         "unknown": "无法判断：没有足够可能的类别。请拍近一些、拍菌盖下面，或者它不在可识别的范围内。",
         "deadly": "{}中有致命的种类。", "bad": "{}：{}", "caution": "这只是程序根据照片的猜测：切勿据此食用任何蘑菇。"},
@@ -47,7 +47,7 @@ class App:
         self.predictor, self.explainer = Predictor(*checkpoints), Explainer(checkpoints[0])
 
     def answer(self, paths: list[str] | None, language: str) -> tuple[dict[str, float] | None, str, list[np.ndarray]]:
-        """Photos of one find → {name: probability}, averaged over those that can be read; words; a heat map of each."""
+        """Photos of one find → {name: probability}, averaged over those that can be read; words; each and its heat map."""
         words = WORDS[language]
         if not paths or len(paths) > MOST:
             return None, words["many" if paths else "none"], []
@@ -61,8 +61,8 @@ class App:
         if likely[0][1] < UNSURE:
             lines.insert(0, f"**{words['unknown']}**")
         lines += [f"**{words['deadly'].format(local(name, language))}**" for name, prob in likely[:3] if name in DEADLY and prob > 0.01]
-        pictures = [np.hstack([square, overlay(square, heat)])
-                    for square, heat in (self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read)]
+        pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read]
+        pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
         return {local(name, language): prob for name, prob in likely}, "\n\n".join([*lines, words["caution"]]), pictures
 
     def page(self):
@@ -78,7 +78,7 @@ class App:
                 with gr.Column():
                     answer = gr.Label(label=english["answer"], num_top_classes=3)
                     words = gr.Markdown(english["caution"])
-            heat = gr.Gallery(label=english["heat"], columns=2, object_fit="contain", height="auto")
+                    heat = gr.Gallery(label=english["heat"], columns=2, height="auto", buttons=[])
             gr.on([ask.click, photos.upload], self.answer, [photos, language], [answer, words, heat])
 
             def translate(chosen: str):
