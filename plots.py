@@ -139,9 +139,9 @@ def scores(path: Path, runs: pd.DataFrame, names: Sequence[str]) -> None:
     with picture(path, 7.5, 4.5) as figure:
         axes = figure.subplots()
         axes.plot(front.minutes, front[score], color=ORANGE, drawstyle="steps-post", linewidth=1.2)
-        axes.scatter(runs.minutes, runs[score], color=BLUE, s=150)
+        axes.scatter(runs.minutes, runs[score], color=BLUE, s=150, zorder=3)
         for minutes, value, name in zip(runs.minutes, runs[score], names, strict=True):
-            axes.text(minutes, value, name, color="white", fontsize=7, ha="center", va="center")
+            axes.text(minutes, value, name, color="white", fontsize=7, ha="center", va="center", zorder=4)
         axes.set(xlabel="minutes of training", ylabel=score.replace("_", " "))
 
 

@@ -20,7 +20,8 @@ DEADLY = {"Amanita": "鹅膏属", "Conocybe": "锥盖伞属", "Cortinarius": "�
           "Gyromitra": "鹿花菌属", "Inocybe": "丝盖伞属", "Lepiota": "环柄菇属", "Russula": "红菇属", "Tricholoma": "口蘑属"}
 WORDS = {
     "English": {
-        "title": f"# Which mushroom is it?\nUp to {MOST} photos of one find. On a phone, tap to take one.", "photos": "Photos", "ask": "Ask",
+        "title": f"# Which mushroom is it?\nUp to {MOST} photos of one find. On a phone, tap to take one.",
+        "photos": "Photos", "ask": "Ask",
         "answer": "Answer", "heat": "What spoke for it", "none": "Add a photo first.",
         "many": f"More than {MOST} photos: take the best {MOST}.",
         "unknown": "Unknown: no class is likely enough. Try a closer photo, one from below, or it is none of these.",
