@@ -6,10 +6,8 @@ import os
 import tempfile
 from pathlib import Path
 
-import torch
-
 FORMAT = 1
-NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "weights"}
+NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "head", "weights"}
 
 
 class CheckpointError(ValueError):
@@ -18,6 +16,7 @@ class CheckpointError(ValueError):
 
 def save(path: Path, checkpoint: dict) -> None:
     """Replace `path` at once: a crash or a full disk leaves the old file whole. Tensors and plain types only."""
+    import torch  # here, for it takes seconds and an exported model is asked without it
     with atomic_file(path) as file:
         torch.save({"format": FORMAT, **checkpoint}, file)
 
@@ -48,6 +47,7 @@ class atomic_file:
 
 def load(path: Path) -> dict:
     """What `save` wrote, on the CPU. Raises CheckpointError when it is missing, broken, or something else."""
+    import torch
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")

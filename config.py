@@ -18,9 +18,10 @@ class Config:
     # --- photos ---
     data: Path = Path("data")  # a folder of class folders (train/, val/, test/ may hold them), or a CSV image,label[,group]
     folds: int = 5  # the photos are cut into this many parts, one of which validates; 5 = 20 % for validation
-    fold: int = 0  # which part validates, 0 to folds-1
+    fold: int = 0  # which part validates, 0 to folds-1; -1 = each in turn, a model for each
     image_size: int = 0  # pixels, square; 0 = what the backbone was trained at (B6: 528)
     workers: int = -1  # processes that read and augment photos; 0 = none but the main one; -1 = one a core, at most 8
+    cache: float = 0.0  # GB of disk for decoded photos, so that only the first epoch decodes (622 photos at 224 px: 0.4); 0 = off
 
     # --- model ---
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
@@ -38,6 +39,16 @@ class Config:
     weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
+
+    schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
+    layer_decay: float = 1.0  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
+    ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
+
+    # --- the loss ---
+    smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
+    balance: Literal["none", "weights", "logits"] = "none"  # unbalanced classes: rare ones weigh more, or logit adjustment
+    focal: float = 0.0  # exponent of the focal loss; 0 = off
+    arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
 
     # --- against overfitting ---
     mixup: float = 0.2  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off
@@ -57,10 +68,11 @@ class Config:
     def __post_init__(self) -> None:
         rules = [  # (knob, holds, what is wrong with it and what to do)
             ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
-            ("fold", 0 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}"),
+            ("fold", -1 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}, or -1 for each in turn"),
             ("image_size", self.image_size == 0 or self.image_size >= 32,
              "backbones halve a photo five times: use 32 pixels or more, or 0 for the backbone's own size"),
             ("workers", self.workers >= -1, "use -1 (one a core), 0 (none) or a number of processes"),
+            ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("lr", 0 < self.lr < float("inf"), "the learning rate must be positive: try 0.002"),
@@ -68,6 +80,11 @@ class Config:
             ("weight_decay", 0 <= self.weight_decay < 1, "use 0 (none) to 0.1"),
             ("warmup", 0 <= self.warmup < 1, "it is a share of training: use 0 (none) to 0.5"),
             ("clip", self.clip >= 0, "a norm is never negative: use 0 for no clipping"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "it is a share of the next layer's rate: use 1 (all the same) down to 0.7"),
+            ("ema", 0 <= self.ema < 1, "1 would never follow the weights: use 0 (off) to 0.9999"),
+            ("smoothing", 0 <= self.smoothing < 1, "it is a share of the target: use 0 (off) to 0.2"),
+            ("focal", self.focal >= 0, "use 0 (off) to 5; the paper's is 2"),
+            ("arcface", 0 <= self.arcface < 1.57, "it is an angle in radians: use 0 (off) to 0.5"),
             ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
             ("rho", 0 <= self.rho < float("inf"), "it is a radius: use 0 (plain SGD) to 0.5"),
             ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),

@@ -10,54 +10,57 @@ from collections.abc import Callable
 import numpy as np
 import psutil
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from sklearn.linear_model import LogisticRegression
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
-HEAD_C = 0.01  # inverse L2 strength of the head's fit; on raw features of lite0 about 0.07, where 5 folds of both sets are flat
+HEAD_VIEWS = 8  # views of each photo that the head is fitted on
+HEAD_C = 0.01  # inverse L2 strength of the head's fit; best of 0.003 to 0.15 over 5 folds of fungi9
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
-def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Gradients of the mean cross-entropy, in fp32; returns the loss, a 0-d tensor on the device."""
-    loss = F.cross_entropy(model(images).float(), targets)
+def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, accelerator: Accelerator) -> torch.Tensor:
+    """Gradients of loss_of(logits, targets); returns the loss, a 0-d tensor on the device."""
+    loss = loss_of(model(images).float(), targets)
     accelerator.backward(loss)
     return loss.detach()
 
 
-def train_step(model, images: torch.Tensor, targets: torch.Tensor, optimizer: SAM, accelerator: Accelerator,
+def train_step(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, optimizer: SAM, accelerator: Accelerator,
                clip: float = 0.0) -> torch.Tensor:
     """One update on one mixed batch; returns its loss at w, a 0-d tensor on the device.
 
-    images uint8 or float (B, 3, H, W) in 0..255; targets (B, K), rows sum to 1. clip: largest gradient norm, 0 = any.
+    images uint8 or float (B, 3, H, W) in 0..255; targets (B, K), rows sum to 1; loss_of(logits, targets) as in loss.py.
+    clip: largest gradient norm, 0 = any.
     """
     if optimizer.due():
         with accelerator.no_sync(model):                                   # each process climbs by its own photos
-            loss = forward_backward(model, images, targets, accelerator)   # g(w)
+            loss = forward_backward(model, images, targets, loss_of, accelerator)   # g(w)
         optimizer.ascend()                                                 # w -> w + e(w)
         with frozen_batchnorm(model):
-            forward_backward(model, images, targets, accelerator)          # g(w + e(w))
+            forward_backward(model, images, targets, loss_of, accelerator)          # g(w + e(w))
         optimizer.descend()                                                # back to w
     else:
-        loss = forward_backward(model, images, targets, accelerator)
+        loss = forward_backward(model, images, targets, loss_of, accelerator)
     norm = accelerator.clip_grad_norm_(model.parameters(), clip or float("inf"))
     optimizer.step(norm)
     return loss
 
 
-def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: SAM, schedule: Callable[[int], None],
-                    accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float, seed: int,
-                    keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
+def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM, schedule: Callable[[int], None],
+                    ema: ModelEmaV3 | None, accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float,
+                    seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
     """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
 
-    progress: {"epoch", "step", "loss_sum", "norm_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
-    the rate for a step, counted from the start of training. keep_batchnorm: see training_mode. stop is asked after each
-    step; tick is told each loss.
+    progress: {"epoch", "step", "loss_sum", "norm_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule
+    sets the rate for a step, counted from the start of training. ema follows the weights. keep_batchnorm: see
+    training_mode. stop is asked after each step; tick is told each loss.
     """
     training_mode(model, keep_batchnorm)
     batches = loader.batch_sampler
@@ -65,11 +68,14 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: 
     for images, index, _ in loader:
         rng = step_rng(seed, progress["epoch"], progress["step"], accelerator.process_index)
         torch.manual_seed(int(rng.integers(2**31)))                        # dropout's draws, so that a resumed run repeats them
-        schedule(progress["epoch"] * batches.batches + progress["step"])
+        steps = progress["epoch"] * batches.batches + progress["step"]
+        schedule(steps)
         if len(index):
             images = to_device(images.flatten(0, -4), accelerator)         # a photo is one view here
             mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
-            loss = train_step(model, mixed, targets, optimizer, accelerator, clip).item()
+            loss = train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip).item()
+            if ema:
+                ema.update(accelerator.unwrap_model(model), steps + 1)
             if np.isfinite(loss) and np.isfinite(optimizer.norm):
                 progress["loss_sum"] += loss * len(index)
                 progress["norm_sum"] += optimizer.norm * len(index)
@@ -78,6 +84,26 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: 
         progress["step"] += 1
         if stop():
             break
+
+
+def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Callable[[int], None]:
+    """A function that sets the rate for a step, from 0 to steps - 1: a climb over the share `warmup` of training, then
+
+    "cosine": down to 0 (with warmup 0.3: one-cycle); "restarts": three times down to 0, each from half the last height;
+    "step": to a tenth at 60 % and to a hundredth at 85 % of the rest.
+    """
+    climb = round(warmup * steps)
+    rest = steps - climb
+    common = dict(warmup_t=climb, warmup_prefix=True, t_in_epochs=False)
+    if kind == "step":
+        return MultiStepLRScheduler(optimizer, [round(0.6 * rest), round(0.85 * rest)], 0.1, **common).step_update
+    cycles = 3 if kind == "restarts" else 1
+    return CosineLRScheduler(optimizer, max(1, -(-rest // cycles)), cycle_limit=cycles, cycle_decay=0.5, **common).step_update
+
+
+def make_ema(model, decay: float) -> ModelEmaV3:
+    """A moving average of the weights; over the first steps it is shorter, so that it is not held back by where it began."""
+    return ModelEmaV3(model, decay, use_warmup=True, foreach=True)
 
 
 def training_mode(model, keep_batchnorm: bool) -> None:
@@ -128,17 +154,18 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
     """Start the head as the logistic regression on the backbone's features, in place of random numbers.
 
     A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
-    know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos as the evaluation sees them; labels int64 (N,).
+    know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos in one or many fixed views, each of which counts as
+    a photo: the more the head has seen, the less it learns by heart. labels int64 (N,).
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
-    inner = accelerator.unwrap_model(model).eval()
+    model.eval()
     found = []
     for images, index, failed in loader:
         if len(index):
             with accelerator.autocast():
-                features = inner.features(to_device(images.flatten(0, -4), accelerator)).float()
-            found.append((index.numpy(), features.cpu().numpy()))
+                features = model.features(to_device(images.flatten(0, -4), accelerator)).float()
+            found.append((index.repeat_interleave(len(features) // len(index)).numpy(), features.cpu().numpy()))
         tick(len(index) + len(failed))
     found = gather_object(found)
     index, features = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -147,8 +174,9 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
     weight, bias = fit.coef_, fit.intercept_
     if len(weight) == 1:                                                   # two classes: one row tells both apart
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    inner.head.weight.copy_(torch.from_numpy(weight / scale))
-    inner.head.bias.copy_(torch.from_numpy(bias))
+    model.head.weight.copy_(torch.from_numpy(weight / scale))
+    if isinstance(model.head, torch.nn.Linear):                            # a cosine head has directions only
+        model.head.bias.copy_(torch.from_numpy(bias))
 
 
 def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:
@@ -163,8 +191,8 @@ def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, bat
     return passes * (time.perf_counter() - began) / batch
 
 
-def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, optimizer: SAM, accelerator: Accelerator,
-             num_classes: int, alpha: float, clip: float) -> str:
+def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
+             accelerator: Accelerator, num_classes: int, alpha: float, clip: float) -> str:
     """One batch of training and one of validation through everything; what they were, took and held, in words."""
     lines, began = [], time.perf_counter()
 
@@ -180,7 +208,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     tell("mixed; targets below", mixed)
     tell("", targets)
     training_mode(model, keep_batchnorm=True)
-    loss = train_step(model, mixed, targets, optimizer, accelerator, clip)
+    loss = train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip)
     tell(f"trained, loss {loss:.3f}", loss)
     images, _, _ = next(iter(val_loader))
     tell("validation photos read", images)

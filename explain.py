@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 
-import checkpoint
-from model import build_model
 from photos import read_photo
 from pictures import contact_sheet
 from plots import BLUE, GREY, picture
-from transforms import crop_view
+from trained import load_model
+from views import crop_view
 
 SHEET_MOST = 60  # photos of a contact sheet: beyond, nobody looks
 
@@ -32,10 +31,8 @@ class Explainer:
             from pytorch_grad_cam import GradCAM
         except ImportError as error:
             raise ExplainError("heat maps need the package grad-cam: pip install -r requirements-extra.txt") from error
-        saved = checkpoint.load(Path(path))
+        self.model, saved = load_model(Path(path))
         self.size, self.crop, self.name = saved["image_size"], saved["crop"], saved["model"]
-        self.model = build_model(saved["model"], len(saved["classes"]), "none").eval()
-        self.model.load_state_dict(saved["weights"])
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         stage = self.model.backbone.get_submodule(self.model.backbone.feature_info[-1]["module"])
         self.cam = GradCAM(self.model, [stage], reshape_transform=self._picture)

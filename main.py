@@ -11,8 +11,6 @@ import pandas as pd
 import torch
 import tyro
 from accelerate import Accelerator, PartialState
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
 from tqdm import tqdm
 
 import checkpoint
@@ -21,14 +19,18 @@ import engine
 import metrics
 import pictures
 import record
+from cache import PhotoCache
 from config import Config, ConfigError
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
+from loss import Loss
 from mixup import mixup
-from model import ModelError, build_model, native_size
+from model import CosineHead, ModelError, build_model, native_size, parameter_groups
+from photos import read_photo
 from sam import SAM
 from tools.report import write_report
-from transforms import FixedViews, RandomViews
+from transforms import RandomViews
+from views import FixedViews
 
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
 
@@ -55,10 +57,11 @@ def train(config: Config) -> Path:
     native, crop = native_size(config.model)
     size = config.image_size or native
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
+    read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
     def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None):
-        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side))
-        batches = Batches(len(photos), config.batch, seed, **world)
+        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side), read)
+        batches = Batches(len(photos), max(1, config.batch // views.count), seed, **world)
         return make_loader(photos, batches, config.workers, pin=accelerator.device.type == "cuda")
 
     train_loader = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL, config.seed)
@@ -67,20 +70,26 @@ def train(config: Config) -> Path:
 
     # The model, and SAM around SGD; warm-up, then cosine.
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(classes), "none" if saved else config.weights)
-    if saved:
-        model.load_state_dict(saved["weights"])
-    groups = param_groups_weight_decay(model, config.weight_decay)
+    head = "cosine" if config.arcface else "linear"
+    model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
+    ema = engine.make_ema(model, config.ema) if config.ema else None
+    judged = ema.module if ema else model  # the weights that are scored, kept as the best, and asked later
+    learner = model
     model, sgd = accelerator.prepare(model, sgd)
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
-    schedule = CosineLRScheduler(sgd, steps, warmup_t=round(config.warmup * steps), warmup_prefix=True, t_in_epochs=False)
+    schedule = engine.make_schedule(config.schedule, sgd, steps, config.warmup)
+    counts = labels["train"].bincount(minlength=len(classes))
+    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
     # Where the run stands: all that `--resume` needs, beside the weights.
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0}
     history: list[dict] = []
     if saved:
+        learner.load_state_dict(saved["learner"])
+        judged.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(saved["scaler"])
@@ -89,15 +98,15 @@ def train(config: Config) -> Path:
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
             checkpoint.save(run / name, {
-                "model": config.model, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
-                "config": config.to_dict(), "weights": accelerator.unwrap_model(model).state_dict(), "history": history, **more})
+                "model": config.model, "head": head, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
+                "config": config.to_dict(), "weights": judged.state_dict(), "history": history, **more})
 
     def save_last() -> None:
-        save("last.pt", optimizer=optimizer.state_dict(), progress=progress,
+        save("last.pt", learner=learner.state_dict(), optimizer=optimizer.state_dict(), progress=progress,
              scaler=accelerator.scaler.state_dict() if accelerator.scaler else {})
 
     def evaluate(side: str, loader) -> dict[str, float]:
-        probs, _ = engine.predict_probs(model, loader, len(classes), accelerator)
+        probs, _ = engine.predict_probs(judged, loader, len(classes), accelerator)
         read = ~torch.tensor(probs).isnan().any(1)
         return metrics.scores(probs[read], labels[side][read].numpy())
 
@@ -105,7 +114,7 @@ def train(config: Config) -> Path:
         """Add a row to the history, keep the model if it is the best so far."""
         scores = evaluate("val", val_loader)
         mean = {name: progress[name] / progress["photos"] if progress["photos"] else float("nan") for name in ("loss_sum", "norm_sum")}
-        row = {"epoch": epoch, "lr": sgd.param_groups[0]["lr"], "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
+        row = {"epoch": epoch, "lr": sgd.param_groups[-1]["lr"], "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
         history.append(row)
@@ -122,7 +131,7 @@ def train(config: Config) -> Path:
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
     if config.dry_run:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
-        say(engine.rehearse(model, train_loader, val_loader, labels["train"], optimizer, accelerator,
+        say(engine.rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator,
                             len(classes), config.mixup, config.clip))
         say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
         return run
@@ -132,7 +141,11 @@ def train(config: Config) -> Path:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
-                engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
+                views = FixedViews(size, crop, engine.HEAD_VIEWS)
+                loader = loader_of("train", views, size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
+                engine.fit_head(learner, loader, labels["train"], accelerator, bar.update)
+            if ema:
+                ema.set(learner)
             judge(epoch=0)
         save_last()
 
@@ -140,7 +153,7 @@ def train(config: Config) -> Path:
         while progress["epoch"] < config.epochs and not stop():
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
-                    model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
+                    model, train_loader, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
                     keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
@@ -153,15 +166,17 @@ def train(config: Config) -> Path:
         accelerator.print(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
-    # The end: the best epoch once more on photos set aside as a test, and a row in the record of experiments.
+    # The end: the best epoch's answers, its score on photos set aside as a test, and a row in the record of experiments.
     row = best(history)
     scores = {name: row[name] for name in row if name.startswith("val_")}
+    judged.load_state_dict(checkpoint.load(run / "best.pt")["weights"])
+    answers, _ = engine.predict_probs(judged, val_loader, len(classes), accelerator)
     if len(labels["test"]):
-        accelerator.unwrap_model(model).load_state_dict(checkpoint.load(run / "best.pt")["weights"])
         test = evaluate("test", loader_of("test", FixedViews(size, crop), size / crop))
         scores |= {f"test_{name}": score for name, score in test.items()}
         say(f"on the test photos: accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}")
     if accelerator.is_main_process:
+        record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
     accelerator.print(
         f"best: epoch {row['epoch']}, accuracy {row['val_accuracy']:.4f} on {len(labels['val'])} photos it did not learn from\n"
@@ -170,8 +185,29 @@ def train(config: Config) -> Path:
 
 
 def best(history: list[dict]) -> dict:
-    """The epoch of the highest validation accuracy; of equals, the one with the lowest loss."""
-    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    """The epoch of the lowest validation loss: it weighs how sure each answer was, where accuracy's highest value is often luck."""
+    return min(history, key=lambda row: row["val_loss"])
+
+
+def train_each_fold(config: Config) -> Path:
+    """A run for each fold, below one folder; then oof.csv, the answers to all photos, each by the model that did not learn from it.
+
+    The same command with the same --out goes on where it was stopped.
+    """
+    run = config.out or record.new_folder(None, config.model)
+    for fold in range(config.folds):
+        own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
+        record.check_settings(own.out, own.to_dict())
+        if not (own.out / "val.csv").exists():
+            train(Config(resume=own.out) if (own.out / "last.pt").exists() else own)
+    answers = pd.concat([record.read_table(run / f"fold{fold}" / "val.csv").assign(fold=fold) for fold in range(config.folds)])
+    record.write_table(run / "oof.csv", answers)
+    classes = sorted(answers.label.unique())
+    scores = pd.DataFrame([metrics.scores(own[classes].to_numpy(float), own.label.map(classes.index).to_numpy())
+                           for _, own in answers.groupby("fold")])
+    print("\n".join(f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores))
+    print(f"now: python predict.py PHOTO --checkpoint {' '.join(str(run / f'fold{fold}' / 'best.pt') for fold in range(config.folds))}")
+    return run
 
 
 def resumed(config: Config, saved: dict) -> Config:
@@ -227,8 +263,12 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
 if __name__ == "__main__":
     try:
         config = tyro.cli(Config, description=__doc__)
-        run = train(config)
-        if not config.dry_run:
+        if config.fold < 0:
+            train_each_fold(config)
+        elif config.dry_run:
+            train(config)
+        else:
+            run = train(config)
             alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
             PartialState().print(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
     except USER_ERRORS as error:

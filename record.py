@@ -8,6 +8,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from checkpoint import atomic_file
@@ -39,9 +40,25 @@ def write_settings(folder: Path, config: dict, device: str, precision: str) -> N
         file.write(json.dumps(settings, indent=2, ensure_ascii=False).encode())
 
 
+def check_settings(folder: Path, config: dict) -> None:
+    """Raises RunError if `folder` holds a run of other settings than `config`."""
+    if (folder / "config.json").exists():
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+        other = sorted(k for k in config if found.get(k) != config[k] and k not in ("resume", "workers"))
+        if other:
+            raise RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another --out.")
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     with atomic_file(path) as file:
         table.to_csv(file, index=False)
+
+
+def write_answers(path: Path, photos: pd.DataFrame, probs: np.ndarray, classes: list[str]) -> None:
+    """image,label and a column of probability for each class; photos that could not be read are left out."""
+    table = pd.DataFrame({"image": photos.path.to_numpy(), "label": photos.label.to_numpy()})
+    table = pd.concat([table, pd.DataFrame(probs, columns=classes)], axis=1)
+    write_table(path, table[~np.isnan(probs).any(1)])
 
 
 def read_table(path: Path) -> pd.DataFrame:

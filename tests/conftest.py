@@ -20,6 +20,12 @@ from data.draw import draw_dataset  # noqa: E402
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
 
 
+def gradient() -> np.ndarray:
+    """Red counts columns, green counts rows: a crop tells where it came from. 100 x 200."""
+    y, x = np.mgrid[:100, :200]
+    return np.dstack([x, y, np.zeros_like(x)]).astype(np.uint8)
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """108 drawn photos, 12 of each genus."""

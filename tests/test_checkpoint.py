@@ -7,7 +7,7 @@ import torch
 import checkpoint
 from checkpoint import CheckpointError, load, save
 
-WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "config": {},
+WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "config": {}, "head": "linear",
          "weights": {"w": torch.ones(3)}}
 
 

@@ -18,8 +18,8 @@ pytest.importorskip("pytorch_grad_cam", reason="pip install -r requirements-extr
 def saved(path, model: str, size: int):
     torch.manual_seed(0)
     weights = build_model(model, 3, "none").state_dict()
-    checkpoint.save(path, {"model": model, "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0, "temperature": 1.0,
-                           "config": {}, "weights": weights})
+    checkpoint.save(path, {"model": model, "head": "linear", "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0,
+                           "temperature": 1.0, "config": {}, "weights": weights})
     return path
 
 

@@ -42,7 +42,7 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     for text in ("108 photos", "near-duplicates", "epoch 0/2  head alone", "epoch 2/2", "python predict.py"):
         assert text in printed
     assert torch.cuda.is_available() or ("fp32 (no CUDA GPU)" in printed and "an epoch will take about" in printed)
-    assert {"best.pt", "last.pt", "log.csv", "config.json", "photos.csv", "batch.png"} <= set(os.listdir(run))
+    assert {"best.pt", "last.pt", "log.csv", "config.json", "photos.csv", "val.csv", "batch.png"} <= set(os.listdir(run))
     log = pd.read_csv(run / "log.csv")
     assert log.epoch.tolist() == [0, 1, 2]  # 0: the head alone, on frozen features
     assert (log.skipped_steps == 0).all()
@@ -51,11 +51,11 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     assert settings["config"]["model"] == SMALL
     assert torch.__version__.startswith(settings["versions"]["torch"])
     row = next(csv.DictReader((tmp_path / "runs" / "experiments.csv").open()))
-    assert float(row["val_accuracy"]) == pytest.approx(log.val_accuracy.max(), abs=1e-4)
+    assert float(row["val_loss"]) == pytest.approx(log.val_loss.min(), abs=1e-4)
     assert "batch=16" in row["settings"]
     assert "lr=" not in row["settings"]
     best = checkpoint.load(run / "best.pt")
-    assert best["history"][-1]["val_accuracy"] == log.val_accuracy.max()
+    assert best["history"][-1]["val_loss"] == log.val_loss.min()
     assert "optimizer" not in best
 
 
@@ -202,3 +202,22 @@ def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkey
     log = pd.read_csv(run / "log.csv")
     assert log.val_accuracy.max() > 0.8
     assert log.val_loss.iloc[-1] < log.val_loss.iloc[0]  # training improves on the head alone
+
+
+def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_did_not_see_it(small_config, drawn, capsys, monkeypatch):
+    config = dataclasses.replace(small_config, fold=-1, folds=3, epochs=1)
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= 7)  # in the second fold
+        with pytest.raises(SystemExit):
+            main.train_each_fold(config)
+    run = main.train_each_fold(config)  # goes on
+    oof = pd.read_csv(run / "oof.csv")
+    assert sorted(oof.image) == sorted(map(str, drawn.rglob("*.jpg")))
+    assert oof.drop(columns=["image", "label", "fold"]).sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-4)
+    for fold, own in oof.groupby("fold"):
+        photos = pd.read_csv(run / f"fold{fold}" / "photos.csv")
+        assert set(own.image) == set(photos.path[photos.side == "val"])
+    assert "accuracy of 3 folds:" in capsys.readouterr().out
+    with pytest.raises(RunError, match="another lr"):
+        main.train_each_fold(dataclasses.replace(config, lr=0.5))

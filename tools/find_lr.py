@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import tyro
 from accelerate import Accelerator
-from timm.optim import param_groups_weight_decay
 
 import dataset
 import engine
@@ -22,10 +21,12 @@ import plots
 from config import Config
 from console import Bar
 from dataset import Batches, Photos, make_loader
+from loss import Loss
 from main import USER_ERRORS, choose_precision
-from model import build_model, native_size
+from model import CosineHead, build_model, native_size, parameter_groups
 from sam import SAM
-from transforms import FixedViews, RandomViews
+from transforms import RandomViews
+from views import FixedViews
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
 
@@ -50,21 +51,24 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     def loader_of(views, seed: int | None):
         read = Photos(photos.path, views, config.seed, round(size * RandomViews.DETAIL))
-        return make_loader(read, Batches(len(photos), config.batch, seed), config.workers)
+        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), seed), config.workers)
 
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(classes), config.weights)
-    sgd = torch.optim.SGD(param_groups_weight_decay(model, config.weight_decay), LOWEST, config.momentum, nesterov=config.momentum > 0)
+    model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
+    counts = labels.bincount(minlength=len(classes))
+    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
     model, sgd = accelerator.prepare(model, sgd)
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every)
     if config.head_first:
         with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
-            engine.fit_head(model, loader_of(FixedViews(size, crop), None), labels, accelerator, bar.update)
+            engine.fit_head(model, loader_of(FixedViews(size, crop, engine.HEAD_VIEWS), None), labels, accelerator, bar.update)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
         for group in sgd.param_groups:
-            group["lr"] = rates[step]
+            group["lr"] = rates[step] * group.get("lr_scale", 1.0)
 
     def too_high() -> bool:
         return len(losses) == steps or not losses[-1] < 2 * np.mean(losses[:5]) + 1
@@ -78,7 +82,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
         while not (losses and too_high()):
             engine.train_one_epoch(
-                model, loader, labels, optimizer, climb, accelerator, progress,
+                model, loader, labels, loss_of, optimizer, climb, None, accelerator, progress,
                 num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
                 keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=too_high, tick=tick)
             progress |= {"epoch": progress["epoch"] + 1, "step": 0}

@@ -25,7 +25,7 @@ from photos import read_photo
 from pictures import contact_sheet
 from predict import CAUTION, Predictor
 from tools.page import figures, image, section, table, write_page
-from transforms import crop_view
+from views import crop_view
 
 WORST, SUREST = 9, 18  # mistakes shown
 
