@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -59,6 +60,9 @@ class Config:
     # --- the run ---
     seed: int = 0  # of the split, the order of photos, augmentation and mixup; the same seed gives the same weights
     out: Path | None = None  # folder for best.pt, last.pt, log.csv, ...; none = a new one under runs/
+    dry_run: bool = False  # one batch through everything: says its shapes, time and memory, and stops
+    quiet: bool = False  # the end alone: no table, no epochs, no progress
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"  # send each epoch's row there too, by Accelerate
     resume: Path | None = None  # folder of a stopped run to go on with, in the middle of an epoch too; needs no other flag
 
     def __post_init__(self) -> None:
@@ -85,6 +89,7 @@ class Config:
             ("rho", 0 <= self.rho < float("inf"), "it is a radius: use 0 (plain SGD) to 0.5"),
             ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),
             ("sam_start", 0 <= self.sam_start <= 1, "it is a share of training: use 0 (from the start) to 1 (never)"),
+            ("track", self.track == "none" or importlib.util.find_spec(self.track), f"the package is missing: pip install {self.track}"),
             ("seed", self.seed >= 0, "use 0 or a positive whole number"),
         ]
         for knob, holds, remedy in rules:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -58,9 +59,9 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Ca
                     seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
     """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
 
-    progress: {"epoch", "step", "loss_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
-    the rate for a step, counted from the start of training. ema follows the weights. keep_batchnorm: see training_mode.
-    stop is asked after each step; tick is told each loss.
+    progress: {"epoch", "step", "loss_sum", "norm_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule
+    sets the rate for a step, counted from the start of training. ema follows the weights. keep_batchnorm: see
+    training_mode. stop is asked after each step; tick is told each loss.
     """
     training_mode(model, keep_batchnorm)
     batches = loader.batch_sampler
@@ -76,8 +77,9 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Ca
             loss = train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip).item()
             if ema:
                 ema.update(accelerator.unwrap_model(model), steps + 1)
-            if np.isfinite(loss):
+            if np.isfinite(loss) and np.isfinite(optimizer.norm):
                 progress["loss_sum"] += loss * len(index)
+                progress["norm_sum"] += optimizer.norm * len(index)
                 progress["photos"] += len(index)
             tick(loss)
         progress["step"] += 1
@@ -228,6 +230,35 @@ def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, bat
             accelerator.backward(model(images).sum())
         model.zero_grad()
     return passes * (time.perf_counter() - began) / batch
+
+
+def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
+             accelerator: Accelerator, num_classes: int, alpha: float, clip: float) -> str:
+    """One batch of training and one of validation through everything; what they were, took and held, in words."""
+    lines, began = [], time.perf_counter()
+
+    def tell(what: str, tensor: torch.Tensor) -> None:
+        nonlocal began
+        lines.append(f"{what:28} {tuple(tensor.shape)!s:20} {str(tensor.dtype)[6:]:8} {time.perf_counter() - began:6.2f} s")
+        began = time.perf_counter()
+
+    images, index, _ = next(iter(train_loader))
+    tell("photos read and augmented", images)
+    images, own = to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
+    mixed, targets = mixup(images, own, num_classes, alpha, step_rng(0, 0, 0))
+    tell("mixed; targets below", mixed)
+    tell("", targets)
+    training_mode(model, keep_batchnorm=True)
+    loss = train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip)
+    tell(f"trained, loss {loss:.3f}", loss)
+    images, _, _ = next(iter(val_loader))
+    tell("validation photos read", images)
+    model.eval()
+    with torch.inference_mode(), accelerator.autocast():
+        logits = model(to_device(images.flatten(0, -4), accelerator))
+    tell("answered", logits)
+    held = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else psutil.Process().memory_info().rss
+    return "\n".join([*lines, f"memory of the {accelerator.device.type}: {held / 2**30:.2f} GiB"])
 
 
 def keep_memory() -> None:

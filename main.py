@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import checkpoint
@@ -29,6 +29,7 @@ from mixup import mixup
 from model import CosineHead, ModelError, build_model, native_size, parameter_groups
 from photos import read_photo
 from sam import SAM
+from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
@@ -41,10 +42,12 @@ def train(config: Config) -> Path:
     if saved:
         config = resumed(config, saved)
     precision, why = choose_precision()
-    accelerator = Accelerator(mixed_precision=precision)
-    say = accelerator.print
-    engine.keep_memory()
     run = config.resume or record.new_folder(config.out, config.model)
+    accelerator = Accelerator(mixed_precision=precision, log_with=None if config.track == "none" else config.track, project_dir=run)
+    settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
+    accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
+    say = (lambda text: None) if config.quiet else accelerator.print
+    engine.keep_memory()
     say(f"{run}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
@@ -83,7 +86,7 @@ def train(config: Config) -> Path:
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
     # Where the run stands: all that `--resume` needs, beside the weights.
-    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "photos": 0, "minutes": 0.0}
+    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0}
     history: list[dict] = []
     if saved:
         learner.load_state_dict(saved["learner"])
@@ -91,7 +94,7 @@ def train(config: Config) -> Path:
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(saved["scaler"])
-        progress, history = saved["progress"], saved["history"]
+        progress, history = progress | saved["progress"], saved["history"]
 
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
@@ -111,11 +114,12 @@ def train(config: Config) -> Path:
     def judge(epoch: int) -> None:
         """Add a row to the history, keep the model if it is the best so far."""
         scores = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")
-        row = {"epoch": epoch, "lr": sgd.param_groups[-1]["lr"],
-               "train_loss": progress["loss_sum"] / progress["photos"] if progress["photos"] else float("nan"),
+        mean = {name: progress[name] / progress["photos"] if progress["photos"] else float("nan") for name in ("loss_sum", "norm_sum")}
+        row = {"epoch": epoch, "lr": sgd.param_groups[-1]["lr"], "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
         history.append(row)
+        accelerator.log(row, step=epoch)
         learnt = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
         say(f"epoch {epoch}/{config.epochs}  {learnt}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
             f"macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
@@ -126,12 +130,18 @@ def train(config: Config) -> Path:
 
     if accelerator.device.type == "cpu":
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
+    if config.dry_run:
+        draw_a_batch(run, train_loader, labels["train"], classes, config)
+        say(engine.rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator,
+                            len(classes), config.mixup, config.clip))
+        say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
+        return run
     began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
         record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
         draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
-            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
+            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
                 views = FixedViews(size, crop, ANSWER_VIEWS)
                 loader = loader_of("train", views, size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
                 engine.fit_head(learner, loader, labels["train"], accelerator, bar.update)
@@ -142,25 +152,26 @@ def train(config: Config) -> Path:
 
     with StopRequest() as stop:
         while progress["epoch"] < config.epochs and not stop():
-            with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
+            with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
                     keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
-                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}
+                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60
             save_last()
+    accelerator.end_training()
     if progress["epoch"] < config.epochs:
-        say(f"stopped; all is saved. Go on with: python main.py --resume {run}")
+        accelerator.print(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
     # The end: the best epoch asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     row, winner = best(history), checkpoint.load(run / "best.pt")
     judged.load_state_dict(winner["weights"])
     answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
-    with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator) as bar:
+    with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
         one_view = loader_of("train", FixedViews(size, crop), size * RandomViews.DETAIL)
         answers, trusted = engine.learn_trust(judged, one_view, labels["train"], loader_of("val", *answer_views), labels["val"],
                                               accelerator, bar.update)
@@ -175,7 +186,8 @@ def train(config: Config) -> Path:
                                                    "known_limit": trusted["known_limit"]})
         record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
-    say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
+    accelerator.print(
+        f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
         f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos\n"
         f"best: epoch {row['epoch']}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
         f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n"
@@ -210,15 +222,16 @@ def train_each_fold(config: Config) -> Path:
 
 
 def resumed(config: Config, saved: dict) -> Config:
-    """The run's own settings; only --workers may be given anew, as it changes no result."""
-    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers")}
+    """The run's own settings; only --workers and --quiet may be given anew, as they change no result."""
+    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet")}
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     own = Config.from_dict(saved["config"])
     if saved["progress"]["epoch"] >= own.epochs:
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without --resume.")
-    return dataclasses.replace(own, resume=config.resume, workers=config.workers if config.workers >= 0 else own.workers)
+    workers = config.workers if config.workers >= 0 else own.workers
+    return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
 
 
 def choose_precision() -> tuple[str, str]:
@@ -233,7 +246,8 @@ def choose_precision() -> tuple[str, str]:
 def look_at_photos(config: Config, run: Path, say) -> pd.DataFrame:
     """Table, trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     table = dataset.load_table(config.data)
-    table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=None))
+    quiet = config.quiet or None  # none = where no person watches
+    table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
     table = dataset.split(table, config.fold, config.folds, config.seed)
     say(dataset.describe(table))
     record.write_table(run / "photos.csv", table)
@@ -260,8 +274,15 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
 if __name__ == "__main__":
     try:
         config = tyro.cli(Config, description=__doc__)
-        train(config) if config.fold >= 0 else train_each_fold(config)
+        if config.fold < 0:
+            train_each_fold(config)
+        elif config.dry_run:
+            train(config)
+        else:
+            run = train(config)
+            alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
+            PartialState().print(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
     except USER_ERRORS as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("stopped before training began; nothing was lost")
+        sys.exit("stopped before or after training; nothing was lost")

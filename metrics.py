@@ -30,10 +30,8 @@ def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> 
 
     bins: of equal width in the top probability, as in the paper. 0 = of photos called 80 % sure, 80 % are right.
     """
-    top, right = probs.max(1), probs.argmax(1) == labels
-    bin_of = np.minimum((top * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, right - top, minlength=bins)  # |b| (accuracy - sureness), as both are sums over the bin
-    return float(np.abs(gaps).sum() / len(labels))
+    sure, right, photos = reliability(probs, labels, bins).T
+    return float((abs(sure - right) * photos).sum() / photos.sum())
 
 
 def chance_error(probs: np.ndarray, draws: int = 100) -> float:
@@ -51,3 +49,21 @@ def confusion(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def scores(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The three numbers that the log and the experiment record keep."""
     return {"accuracy": accuracy(probs, labels), "macro_f1": macro_f1(probs, labels), "loss": log_loss(probs, labels)}
+
+
+def per_class(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Precision, recall, F1 and photos of each class, float (K, 4); a share of no photos is NaN."""
+    table = confusion(probs, labels)
+    hits, present, answered = table.diagonal(), table.sum(1), table.sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.stack([hits / answered, hits / present, 2 * hits / (present + answered), present], 1)
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Of the answers whose probability falls into each of `bins` equal bins: mean probability, accuracy, photos; float (B, 3).
+
+    Empty bins are left out. A trustworthy model's two first columns agree.
+    """
+    sure, right = probs.max(1), probs.argmax(1) == labels
+    at = np.minimum((sure * bins).astype(int), bins - 1)
+    return np.array([(sure[at == b].mean(), right[at == b].mean(), (at == b).sum()) for b in np.unique(at)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,11 +32,14 @@ CAUTION = "A guess by a program from a photo: never eat a mushroom because of it
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (searched to any depth), or a CSV image[,label]
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (to any depth), a CSV image[,label]; - = paths from stdin
     checkpoint: tuple[Path, ...] = ()  # one or many best.pt or .onnx, averaged; none = the newest one under runs/
     tta: int = ANSWER_VIEWS  # views of each photo, averaged, 1 to 16; 1 = the photo as it is, the fastest
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
     csv: Path | None = None  # write image,label,prob,known,unknown,deadly and a column of probability for each class here
+    explain: Path | None = None  # draw the answers here (.png), with heat maps of what spoke for them; of many photos the first 60
+    json: bool = False  # JSON lines instead of text: one object a photo, all probabilities in it
+    quiet: bool = False  # the answers alone: no progress, no word of the model, no scores
     batch: int = 32  # photos at a time
     workers: int = -1  # processes (.onnx: threads) for many photos; 0 = none but the main one; -1 = one a core
 
@@ -100,15 +104,18 @@ def main(options: Options) -> int:
     """Returns the exit code: 0, or 1 if a photo could not be read."""
     paths, labels = find_photos(options.photos)
     models = options.checkpoint or (newest_checkpoint(),)
-    if not options.checkpoint:
+    if not options.checkpoint and not options.quiet:
         print(f"model: {models[0]}", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0
     predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
-    with tqdm(total=len(paths) * len(models), unit="photo", leave=False, disable=None) as bar:
+    with tqdm(total=len(paths) * len(models), unit="photo", leave=False, disable=options.quiet or None) as bar:
         probs, known, errors = predictor.answers(paths, bar.update)
 
     unknown, deadly = known < predictor.limit, trust.deadly_share(probs, predictor.classes, predictor.notes)
-    if len(paths) == 1 and not errors:
+    more = {"known": known, "unknown": np.where(unknown, "yes", "no"), "deadly": deadly}
+    if options.json:
+        print_json(paths, probs, more, errors, predictor.classes)
+    elif len(paths) == 1 and not errors:
         for i in probs[0].argsort()[::-1][:3]:
             print(f"{probs[0, i]:6.1%}  {predictor.classes[i]}")
         if unknown[0]:
@@ -120,12 +127,16 @@ def main(options: Options) -> int:
             answer = f"{predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}" if i not in errors else f"error: {errors[i]}"
             remarks = ["unknown"] * bool(unknown[i]) + [f"deadly genera {deadly[i]:.0%}"] * bool(deadly[i] >= trust.NOTICEABLE)
             print(f"{path}: {', '.join([answer, *remarks])}")
-    print(CAUTION)
+    if not (options.quiet or options.json):
+        print(CAUTION)
     if options.csv:
-        more = {"known": known, "unknown": np.where(unknown, "yes", "no"), "deadly": deadly}
         write_csv(options.csv, paths, probs, more, errors, predictor.classes)
+    if options.explain:
+        from explain import draw_reasons  # it needs matplotlib and grad-cam: only who asks waits for them
+        read = [i for i in range(len(paths)) if i not in errors]
+        draw_reasons(options.explain, models[0], [paths[i] for i in read], probs[read], predictor.classes)
     told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
-    if told and len(set(labels)) > 1:
+    if told and len(set(labels)) > 1 and not (options.quiet or options.json):
         print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
     return 1 if errors else 0
 
@@ -134,7 +145,9 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
     """The photos named by files, folders and CSVs: paths and labels; a label is "" where nothing says it."""
     rows = []
     for place in places:
-        if place.suffix.lower() == ".csv":
+        if place == Path("-"):
+            rows += [(line.rstrip("\r\n"), "") for line in sys.stdin if line.strip()]
+        elif place.suffix.lower() == ".csv":
             rows += [(row["path"], row["label"]) for row in read_csv(place, needed=["image"])]
         elif place.is_dir():
             found = sorted(path for path in place.rglob("*") if is_photo(path) and path.is_file())
@@ -143,6 +156,8 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
             rows += [(str(path), path.parent.name if path.parent != place else "") for path in found]
         else:
             rows.append((str(place), ""))
+    if not rows:
+        raise DataError("no photo given. Name photos before the flags (--checkpoint takes all that follows it), or pass - and paths.")
     return [path for path, _ in rows], [label for _, label in rows]
 
 
@@ -152,6 +167,18 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     if not found:
         raise CheckpointError(f"{runs}/: no trained model in it. Train one with `python main.py`, or pass --checkpoint FILE.")
     return found[-1]
+
+
+def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str], classes: list[str]) -> None:
+    """A line a photo: {"image", "label", "prob", the keys of `more`, "probs": {class: probability, likeliest first}}, or
+    {"image", "error"}.
+    """
+    for i, path in enumerate(paths):
+        line = {"image": path, "error": errors[i]} if i in errors else {
+            "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
+            **{name: str(column[i]) if column.dtype.kind == "U" else round(float(column[i]), 6) for name, column in more.items()},
+            "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
+        print(json.dumps(line, ensure_ascii=False))
 
 
 def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],

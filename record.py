@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import time
@@ -69,12 +68,8 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:
     """One row: when, where, the settings that differ from the defaults, the best epoch's scores, minutes of training."""
-    settings = " ".join(f"{k}={v}" for k, v in changed.items() if k != "out")
+    settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in ("out", "quiet", "track"))
     row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
     EXPERIMENTS.parent.mkdir(exist_ok=True)
-    fresh = not EXPERIMENTS.exists()
-    with EXPERIMENTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []
+    write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores

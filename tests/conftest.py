@@ -33,6 +33,19 @@ def drawn(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def run(drawn, tmp_path_factory) -> Path:
+    """A run on 64 px, one epoch; what it predicts is poor, how it predicts is what is tested."""
+    import main
+    folder = tmp_path_factory.mktemp("work")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        return folder / main.train(Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=1, batch=16, workers=0))
+    finally:
+        os.chdir(before)
+
+
+@pytest.fixture(scope="session")
 def accelerator() -> Accelerator:
     return Accelerator(mixed_precision="no")
 

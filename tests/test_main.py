@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     log = pd.read_csv(run / "log.csv")
     assert log.epoch.tolist() == [0, 1, 2]  # 0: the head alone, on frozen features
     assert (log.skipped_steps == 0).all()
+    assert (log.grad_norm[1:] > 0).all()
     settings = json.loads((run / "config.json").read_text())
     assert settings["config"]["model"] == SMALL
     assert torch.__version__.startswith(settings["versions"]["torch"])
@@ -104,6 +106,7 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
         resumed = command("--resume", out)
         printed, _ = resumed.communicate(timeout=120)
         assert resumed.returncode == 0, printed
+        assert f"look: {out / 'report.html'}" in printed
     assert torch.equal(weights_of(out), weights_of(reference))
 
 
@@ -170,6 +173,25 @@ def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, dra
     main.train(dataclasses.replace(small_config, data=tmp_path / "p", epochs=1))
     assert "on the test photos: accuracy" in capsys.readouterr().out
     assert "test_accuracy" in (tmp_path / "runs" / "experiments.csv").read_text()
+
+
+def test_a_dry_run_takes_one_batch_through_everything_and_trains_nothing(small_config, capsys):
+    run = main.train(dataclasses.replace(small_config, dry_run=True))
+    printed = capsys.readouterr().out
+    for shape in (r"\(15, 1, 3, 64, 64\) +uint8", r"\(15, 3, 64, 64\) +float32", r"\(15, 9\) +float32", r"loss \d", r"memory .*GiB"):
+        assert re.search(shape, printed), shape
+    assert set(os.listdir(run)) == {"photos.csv", "batch.png"}
+
+
+def test_quiet_prints_the_end_alone_and_a_tracker_gets_each_epoch(small_config, capfd):
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run = main.train(dataclasses.replace(small_config, epochs=1, quiet=True, track="tensorboard"))
+    printed = capfd.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == ["best", "now"]
+    events = EventAccumulator(str(run / "mushrooms")).Reload().Scalars("val_accuracy")
+    assert [event.step for event in events] == [0, 1]
+    assert [event.value for event in events] == pytest.approx(pd.read_csv(run / "log.csv").val_accuracy.tolist())
 
 
 def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch):

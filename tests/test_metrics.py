@@ -42,3 +42,17 @@ def test_chance_leaves_a_calibration_error_that_shrinks_with_the_photos(rng):
     assert few / many == pytest.approx(8, rel=0.25)  # as 1 / sqrt(photos)
     labels = (probs.cumsum(1) < rng.random((6400, 1))).sum(1)
     assert metrics.calibration_error(probs, labels) == pytest.approx(many, rel=0.6)
+
+
+def test_reliability_by_hand():
+    # Sure by 0.62 and 0.66, one of two right; sure by 1.0, right. |0.64 - 0.5| * 2/3 + |1 - 1| * 1/3
+    probs = np.array([[0.62, 0.38], [0.34, 0.66], [0.0, 1.0]])
+    labels = np.array([0, 0, 1])
+    np.testing.assert_allclose(metrics.reliability(probs, labels, bins=10), [[0.64, 0.5, 2], [1.0, 1.0, 1]])
+    assert metrics.calibration_error(probs, labels, bins=10) == pytest.approx(0.14 * 2 / 3)
+
+
+def test_precision_recall_and_f1_of_each_class_by_hand():
+    # Truth 0 0 0 1, answers 0 0 1 1; class 2 is neither present nor answered.
+    scores = metrics.per_class(np.eye(3)[[0, 0, 1, 1]], np.array([0, 0, 0, 1]))
+    np.testing.assert_allclose(scores, [[1, 2 / 3, 0.8, 3], [0.5, 1, 2 / 3, 1], [np.nan, np.nan, np.nan, 0]])

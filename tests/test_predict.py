@@ -1,5 +1,5 @@
 import dataclasses
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -14,21 +14,6 @@ import main
 import predict
 from checkpoint import CheckpointError
 from predict import Options, Predictor
-
-
-@pytest.fixture(scope="module")
-def run(drawn, tmp_path_factory):
-    """A run on 64 px, one epoch; what it predicts is poor, how it predicts is what is tested."""
-    from conftest import SMALL
-
-    from config import Config
-    folder = tmp_path_factory.mktemp("work")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        return folder / main.train(Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=1, batch=16, workers=0))
-    finally:
-        os.chdir(before)
 
 
 @pytest.fixture
@@ -147,10 +132,32 @@ def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch)
                              (Options((photo,)), "no trained model"),
                              (Options((photo,), checkpoint=(best, tmp_path / "other.pt")), "knows other classes"),
                              (Options((photo,), checkpoint=(best,), tta=99), "there are 1 to 16 views"),
+                             (Options((), checkpoint=(best,)), "no photo given"),
                              (Options((tmp_path / "void",), checkpoint=(best,)), "no photo in it"),
                              (Options((tmp_path / "none.csv",), checkpoint=(best,)), "none.csv: cannot be opened")]:
         with pytest.raises(ValueError, match=message):
             predict.main(options)
+
+
+def test_paths_come_by_a_pipe_and_answers_leave_as_json_lines(run, photo, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    done = subprocess.run([sys.executable, ROOT / "predict.py", "-", "--json", "--quiet", "--checkpoint", run / "best.pt"], cwd=tmp_path,
+                          input=f"{photo}\n\nbad.jpg\n", capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    good, bad = map(json.loads, done.stdout.splitlines())
+    assert good["image"] == str(photo)
+    assert good["probs"] == pytest.approx(Predictor(run / "best.pt")(photo), abs=1e-6)
+    assert (good["label"], good["prob"]) == next(iter(good["probs"].items()))
+    assert bad == {"image": "bad.jpg", "error": "not a photo, or of a kind that is not supported"}
+    assert "\x1b" not in done.stdout + done.stderr  # no colours where no person watches
+    assert done.stderr == ""
+
+
+def test_quiet_prints_the_answers_alone(run, photo, drawn, capsys):
+    predict.main(Options((photo,), checkpoint=(run / "best.pt",), quiet=True))
+    assert [line[6] for line in capsys.readouterr().out.splitlines()] == ["%"] * 3
+    predict.main(Options((drawn,), checkpoint=(run / "best.pt",), quiet=True))
+    assert len(capsys.readouterr().out.splitlines()) == 108
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
