@@ -116,7 +116,8 @@ def train(config: Config) -> Path:
         """Add a row to the history, keep the model if it is the best so far."""
         scores = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")
         mean = {name: progress[name] / progress["photos"] if progress["photos"] else float("nan") for name in ("loss_sum", "norm_sum")}
-        row = {"epoch": epoch, "lr": max(group["lr"] for group in sgd.param_groups), "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
+        row = {"epoch": epoch, "lr": max(group["lr"] for group in sgd.param_groups),
+               "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
         history.append(row)
