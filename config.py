@@ -57,7 +57,7 @@ class Config:
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
     sam_every: int = 1  # SAM on each k-th step, plain SGD on the others; 1 = all steps
-    sam_start: float = 0.0  # share of training before SAM begins, 0 to 1; 0.8 = the last fifth only
+    sam_start: float = 0.75  # share of training before SAM begins, 0 to 1: late it brings nearly all it brings (arXiv 2410.10373)
 
     # --- the run ---
     seed: int = 0  # of the split, the order of photos, augmentation and mixup; the same seed gives the same weights
