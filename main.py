@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 import time
@@ -33,7 +34,7 @@ from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
-WISE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the head alone to the best epoch (Wortsman et al. 2022, arXiv 2109.01903)
+WISE_SHARES = (0.25, 0.5, 0.75)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
 
 
@@ -172,15 +173,17 @@ def train(config: Config) -> Path:
 
     # The end: the best epoch asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     row, winner = best(history), checkpoint.load(run / "best.pt")
+    chosen = f"epoch {row['epoch']}"
     if config.wise and config.head_first:
-        start = checkpoint.load(run / "head.pt")["weights"]
+        start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
         losses = {}
         for share in WISE_SHARES:
-            judged.load_state_dict(blend(start, winner["weights"], share))
+            judged.load_state_dict(blend(start, end, share))
             losses[share] = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")["loss"]
+        say("val loss on the way from the head alone to the last epoch: " + ", ".join(f"at {k:.0%} {v:.3f}" for k, v in losses.items()))
         share = min(losses, key=losses.get)
-        say("val loss on the way from the head alone to the best epoch: " + ", ".join(f"{k:.0%} {v:.3f}" for k, v in losses.items()))
-        winner["weights"] = blend(start, winner["weights"], share)
+        if losses[share] < row["val_loss"]:
+            winner["weights"], chosen = blend(start, end, share), f"{share:.0%} of the way from the head alone to epoch {config.epochs}"
     judged.load_state_dict(winner["weights"])
     answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
@@ -201,7 +204,7 @@ def train(config: Config) -> Path:
     accelerator.print(
         f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
         f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos\n"
-        f"best: epoch {row['epoch']}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
+        f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
         f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
     return run

@@ -226,3 +226,17 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
     assert "accuracy of 3 folds:" in capsys.readouterr().out
     with pytest.raises(RunError, match="another lr"):
         main.train_each_fold(dataclasses.replace(config, lr=0.5))
+
+
+def test_the_way_back_to_the_head_alone_is_tried_and_the_best_of_all_is_kept(small_config, capsys, monkeypatch):
+    monkeypatch.setattr(main, "best", lambda history: history[-1])  # which is far behind the head alone here
+    run = main.train(dataclasses.replace(small_config, epochs=1, ema=0))
+    printed = capsys.readouterr().out
+    losses = {int(k) / 100: float(v) for k, v in re.findall(r"at (\d+)% ([\d.]+)", printed)}
+    assert set(losses) == set(main.WISE_SHARES)
+    share = min(losses, key=losses.get)
+    assert f"best: {share:.0%} of the way from the head alone to epoch 1;" in printed
+    start, end, kept = (checkpoint.load(run / name)["weights"] for name in ("head.pt", "last.pt", "best.pt"))
+    for name in start:
+        if start[name].is_floating_point() and not name.startswith("known."):  # that is fitted afterwards
+            torch.testing.assert_close(kept[name], torch.lerp(start[name], end[name], share))
