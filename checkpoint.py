@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
 
 FORMAT = 1
 NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "weights"}
+LARGEST_PHOTO = 4096  # pixels; a broken or hostile file may ask for more memory than there is
 
 
 class CheckpointError(ValueError):
@@ -52,9 +55,14 @@ def load(path: Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        packed = unpacked > path.stat().st_size
+        checkpoint = None if packed else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here; all mean the same to a user
         raise CheckpointError(f"{path}: not a checkpoint of this program, or a broken one. Use best.pt or last.pt of a run.") from error
+    if packed:  # torch.save never does that
+        raise CheckpointError(f"{path}: is packed, and would unpack to {unpacked / 1e9:.1f} GB. Use best.pt or last.pt of a run.")
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
     if missing:
         raise CheckpointError(f"{path}: holds no {', '.join(sorted(missing))}: not a checkpoint of this program. "
@@ -62,4 +70,26 @@ def load(path: Path) -> dict:
     if checkpoint["format"] != FORMAT:
         raise CheckpointError(f"{path}: has format {checkpoint['format']}, this program reads format {FORMAT}. "
                               "Use the version that wrote it.")
+    broken = _broken(checkpoint)
+    if broken:
+        raise CheckpointError(f"{path}: its {broken}: it was changed or is broken. Use best.pt or last.pt of a run.")
     return checkpoint
+
+
+def _broken(checkpoint: dict) -> str:
+    """What a stranger's file may hold and no run of ours writes; "" if nothing."""
+    classes, size, weights = checkpoint["classes"], checkpoint["image_size"], checkpoint["weights"]
+    if not isinstance(checkpoint["model"], str):
+        return "model is not a name"
+    if not (isinstance(classes, list) and classes and all(isinstance(c, str) and c.replace("\u200d", "").isprintable() for c in classes)):
+        return "classes are not a list of names"
+    if not (isinstance(size, int) and 1 <= size <= LARGEST_PHOTO):
+        return f"image_size is not 1 to {LARGEST_PHOTO} pixels"
+    for name in ("crop", "temperature"):
+        if not (isinstance(checkpoint[name], (int, float)) and 0 < checkpoint[name] < math.inf):
+            return f"{name} is not a positive number"
+    if not (isinstance(weights, dict) and all(isinstance(w, torch.Tensor) for w in weights.values())):
+        return "weights are not tensors by name"
+    # an expanded tensor may claim more numbers than memory holds: those it stores are what counts
+    stored = [torch.tensor([], dtype=w.dtype).set_(w.untyped_storage()) for w in weights.values() if w.is_floating_point()]
+    return "" if all(numbers.isfinite().all() for numbers in stored) else "weights are not finite"

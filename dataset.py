@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.utils.data import DataLoader, Dataset
 
-from photos import PhotoError, is_photo, look_over, near_duplicates, read_photo
+from photos import PhotoError, is_photo, look_over, near_duplicates, read_photo, shown
 
 SIDES = ("train", "val", "test")
+MANY = 10_000  # independent photos: above, dealt out at random they lie evenly, and weighing each takes 0.6 ms
 THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
               "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
 
@@ -43,6 +45,9 @@ def load_table(data: Path) -> pd.DataFrame:
         table = _from_folders(data)
     else:
         raise DataError(f"{data}: no such folder or CSV. {THREE_WAYS}")
+    odd = [label for label in table.label.unique() if not label.replace("\u200d", "").isprintable()]  # but for what joins emoji
+    if odd:
+        raise DataError(f"{data}: the class {shown(odd[0])} has control characters in its name. Rename it.")
     if table.label.nunique() < 2:
         raise DataError(f"{data}: all photos are of one class, {table.label.iloc[0]}: there is nothing to tell apart. Add another class.")
     return table
@@ -69,26 +74,31 @@ def _class_folders(folder: Path) -> list[dict]:
 def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> pd.DataFrame:
     """The rows of a CSV image[,label][,group], paths relative to it, as columns path, label, group, side. Raises DataError."""
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # else a field too many is dropped, or becomes an index
+            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
     except OSError as error:
         raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text. Save it as CSV UTF-8.") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
         raise DataError(f"{file}: not a CSV ({str(error).strip()}). Its first line must be image,label or image,label,group.") from error
     for column in needed:
         if column not in table:
-            raise DataError(f"{file}: no column {column} (found: {', '.join(table.columns)}). "
+            raise DataError(f"{file}: no column {column} (found: {shown(', '.join(table.columns))}). "
                             "Its first line must be image,label or image,label,group.")
+        if f"{column}.1" in table:  # pandas' name for the second
+            raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
         empty = np.flatnonzero(table[column].str.strip() == "")
         if len(empty):
             raise DataError(f"{file}: row {empty[0] + 2}: {column} is empty. Fill it in or delete the row.")
     if table.empty:
         raise DataError(f"{file}: no rows. {THREE_WAYS}")
-    paths = [str(file.parent / image) for image in table.image]
+    folder = "" if file.parent == Path() else str(file.parent)
+    paths = [os.path.join(folder, image) for image in table.image]  # Path's own joining takes seconds for a million
     for row, path in enumerate(paths):
-        if not os.path.exists(path):
-            raise DataError(f"{file}: row {row + 2}: no such photo {table.image[row]} (looked in {file.parent}/). "
+        if not os.path.isfile(path):
+            raise DataError(f"{file}: row {row + 2}: no such photo {shown(table.image[row])} (looked in {file.parent}/). "
                             "Paths are relative to the CSV.")
     return pd.DataFrame({"path": paths, "label": table.get("label", ""), "group": table.get("group", ""), "side": ""})
 
@@ -124,20 +134,33 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
     side = table.side.where(table.error == "", "")
     free = (table.error == "") & ((side == "") | (side == "train"))
     if not (side == "val").any():
+        if free.any() and table.label[free].value_counts().max() < folds:
+            raise DataError(f"no class has {folds} photos, so they cannot be cut into {folds} folds: add photos, or lower --folds.")
         if table.cluster[free].nunique() < folds:
             raise DataError(f"{table.cluster[free].nunique()} independent photos (finds, or near-duplicates, count once) cannot be cut "
                             f"into {folds} folds: add photos, or lower --folds.")
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        rows = np.flatnonzero(free)
-        cuts = splitter.split(rows, table.label[free], table.cluster[free])
-        validates = rows[list(cuts)[fold][1]]
         side = side.where(~free, "train")
-        side.iloc[validates] = "val"
+        side[free] = np.where(_folds(table[free], folds, seed) == fold, "val", "train")
     missing = sorted(set(table.label) - set(table.label[side == "train"]))
     if missing:
         raise DataError(f"no readable photo to train on for: {', '.join(missing)}. "
                         "Add photos of it, remove the class, or take another --fold.")
     return table.assign(side=side)
+
+
+def _folds(table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
+    """Fold int (N,) of each photo: a cluster lies in one, labels lie evenly over all."""
+    clusters = table.groupby("cluster").label.agg(["first", "size"])
+    if len(clusters) > MANY:
+        dealt = clusters.sample(frac=1, random_state=seed).sort_values(["first", "size"], kind="stable")
+        return pd.Series(np.arange(len(dealt)) % folds, dealt.index)[table.cluster].to_numpy()
+    found = np.empty(len(table), int)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # what follows from it, `split` says
+        cuts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, table.label, table.cluster)
+        for fold, (_, rows) in enumerate(cuts):
+            found[rows] = fold
+    return found
 
 
 def describe(table: pd.DataFrame) -> str:
@@ -156,8 +179,8 @@ def describe(table: pd.DataFrame) -> str:
     torn = read[read.twin.isin(labels[labels > 1].index)]
     if len(torn):
         example = torn[torn.twin == torn.twin.iloc[0]].drop_duplicates("label").path.tolist()
-        lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {example[0]} and {example[1]}")
-    lines += [f"left out, cannot be read: {row.path}: {row.error}" for row in table[table.error != ""].itertuples()]
+        lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {shown(example[0])} and {shown(example[1])}")
+    lines += [f"left out, cannot be read: {shown(row.path)}: {row.error}" for row in table[table.error != ""].itertuples()]
     return "\n".join(lines)
 
 

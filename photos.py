@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +18,12 @@ from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MAX_PIXELS = 150_000_000      # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
+MAX_BYTES = 500_000_000       # of a file; the largest scans are smaller
 DUPLICATE_BITS = 8            # of 64; looked at on web photos: up to 6 all pairs were one photo saved twice, at 8 nearly all, at 10 half
 
-# A header that promises a huge picture is our MAX_PIXELS' business: decoding happens after the check.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = None  # a header that promises a huge picture is our MAX_PIXELS' business: decoding happens after the check
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken photo lacks, PhotoError says with its name
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # likewise
 
 
 class PhotoError(ValueError):
@@ -32,6 +35,11 @@ def is_photo(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
+def shown(path: str | os.PathLike) -> str:
+    """A path for the screen: one line, whatever characters (newlines, escape codes, broken UTF-8) its name holds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+
+
 def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     """A photo as uint8 RGB (H, W, 3), turned upright as its EXIF tag says.
 
@@ -41,6 +49,11 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     Raises PhotoError: not found, empty, cut off, too large, or not a photo.
     """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+            raise PhotoError("cannot be opened (not a file)")
+        if status.st_size > MAX_BYTES:
+            raise PhotoError(f"{status.st_size // 10**6} MB are more than {MAX_BYTES // 10**6}: make it smaller")
         data = Path(path).read_bytes()  # not cv2.imread: it fails on some paths, and shows cut-off JPEGs as whole
     except OSError as error:
         raise PhotoError(f"cannot be opened ({error.strerror})") from error
@@ -48,13 +61,13 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         raise PhotoError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as header:  # reads only the header
-            kind, (width, height) = header.format, header.size
+            kind, (width, height), progressive = header.format, header.size, "progressive" in header.info
     except Exception as error:  # PIL raises whatever its plugins do on broken headers
         raise PhotoError("not a photo, or of a kind that is not supported") from error
     shrink = 1
     while kind == "JPEG" and min_side and shrink < 8 and min(width, height) // (2 * shrink) >= min_side:
         shrink *= 2
-    if width * height / shrink**2 > MAX_PIXELS:
+    if width * height / (1 if progressive else shrink**2) > MAX_PIXELS:  # a progressive JPEG is unpacked whole, then shrunk
         raise PhotoError(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} million: make it smaller")
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
     try:

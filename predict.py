@@ -23,7 +23,7 @@ import metrics
 from checkpoint import CheckpointError
 from dataset import Batches, DataError, Photos, make_loader, read_csv
 from model import build_model
-from photos import is_photo
+from photos import is_photo, shown
 from transforms import VIEWS, FixedViews, RandomViews
 
 CAUTION = "A guess by a program from a photo: never eat a mushroom because of it."
@@ -103,7 +103,7 @@ def main(options: Options) -> int:
             print(f"{probs[0, i]:6.1%}  {predictor.classes[i]}")
         print(CAUTION)
     else:
-        for i, path in enumerate(table.path):
+        for i, path in enumerate(map(shown, table.path)):
             print(f"{path}: error: {errors[i]}" if i in errors else f"{path}: {predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}")
     if options.csv:
         write_csv(options.csv, table.path, probs, errors, predictor.classes)
@@ -143,7 +143,7 @@ def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, errors: dict[
                           "prob": probs[np.arange(len(probs)), best]})
     table = pd.concat([table, pd.DataFrame(probs, columns=classes)], axis=1)
     with checkpoint.atomic_file(file) as out:
-        table.to_csv(out, index=False, float_format="%.6f")
+        table.to_csv(out, index=False, float_format="%.6f", errors="surrogateescape")  # names as the disk has them
 
 
 def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:

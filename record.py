@@ -42,12 +42,12 @@ def write_settings(folder: Path, config: dict, device: str, precision: str) -> N
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     with atomic_file(path) as file:
-        table.to_csv(file, index=False)
+        table.to_csv(file, index=False, lineterminator="\n", errors="surrogateescape")  # names of photos as the disk has them
 
 
 def read_table(path: Path) -> pd.DataFrame:
     """What write_table wrote: all columns text, nothing missing."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    return pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
 
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:
