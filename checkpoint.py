@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import tempfile
@@ -15,6 +16,10 @@ NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "co
 LARGEST_PHOTO = 4096  # pixels; a broken or hostile file may ask for more memory than there is
 
 
+class WriteError(ValueError):
+    """A file cannot be written; the message names it, and the old one is still there."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file and the remedy."""
 
@@ -26,25 +31,42 @@ def save(path: Path, checkpoint: dict) -> None:
 
 
 class atomic_file:
-    """A binary file beside `path` that takes its name only when all is written and on the disk."""
+    """A binary file beside `path` that takes its name only when all is written and on the disk. Raises WriteError."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
 
     def __enter__(self):
-        self.file = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False)
+        try:
+            self.file = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False)
+        except OSError as error:
+            raise self.failed(error) from error
         return self.file
 
-    def __exit__(self, kind, *_) -> None:
+    def __exit__(self, kind, error, _) -> None:
+        try:
+            self.finish(kind)
+        except OSError as late:  # a full disk may show only when the file is closed
+            error = late
+        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):  # torch.save's way to say that write() failed
+            raise self.failed(error) from error
+
+    def failed(self, error: BaseException) -> WriteError:
+        reason = getattr(error, "strerror", None) or "writing failed, the disk may be full"
+        kept = "; the one written before is still there" if self.path.exists() else ""
+        return WriteError(f"{self.path}: cannot be written ({reason}){kept}. Make room, or make the folder writable.")
+
+    def finish(self, kind) -> None:
         try:
             if kind is None:
                 self.file.flush()
                 os.fsync(self.file.fileno())
-            self.file.close()
-            if kind is None:
+                self.file.close()
                 os.chmod(self.file.name, 0o644)  # temporary files are private, results are not
                 os.replace(self.file.name, self.path)
         finally:
+            with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+                self.file.close()
             if os.path.exists(self.file.name):
                 os.unlink(self.file.name)
 
