@@ -184,6 +184,25 @@ def describe(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def file_sizes(table: pd.DataFrame) -> list[int]:
+    """Bytes of each photo, -1 where it is gone."""
+    return [os.path.getsize(path) if os.path.isfile(path) else -1 for path in table.path]
+
+
+def changes(table: pd.DataFrame, data: Path) -> str:
+    """What is other in the photos than when `table` was made, by its column bytes; "" if nothing."""
+    if "bytes" not in table:  # a run of an earlier version
+        return ""
+    now, then = np.array(file_sizes(table)), table.bytes.astype(int).to_numpy()
+    try:
+        new = len(set(load_table(data).path) - set(table.path))
+    except DataError:
+        new = 0
+    found = {"gone": int(((now < 0) & (then >= 0)).sum()), "changed": int(((now >= 0) & (now != then)).sum()), "new, not used": new}
+    told = ", ".join(f"{count} {what}" for what, count in found.items() if count)
+    return told and f"{data}: photos since the run began: {told}. The result will differ from that of a run never stopped."
+
+
 # --- from a row to a batch ---
 
 class Photos(Dataset):

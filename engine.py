@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -11,7 +13,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils.memory import should_reduce_batch_size
 from sklearn.linear_model import LogisticRegression
 from torch.utils.data import DataLoader
 
@@ -19,31 +22,51 @@ from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; on raw features of lite0 about 0.07, where 5 folds of both sets are flat
+SKIPS = 20     # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
-def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    """Gradients of the mean cross-entropy, in fp32; returns the loss, a 0-d tensor on the device."""
-    loss = F.cross_entropy(model(images).float(), targets)
-    accelerator.backward(loss)
-    return loss.detach()
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why, and which knob to turn."""
+
+
+def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, accelerator: Accelerator, photos: int = 0,
+                     accumulate: int = 1) -> torch.Tensor:
+    """Gradients of the mean cross-entropy, in fp32; returns this process's share of it, a 0-d tensor on the device.
+
+    photos: of the batch over all processes, 0 = as many as images. Gradients are averaged over processes, so a share
+    counts by its photos, times the processes. accumulate: parts that the share is cut into, to need less memory.
+    """
+    weight = accelerator.num_processes / (photos or len(images))
+    parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True))
+    total = torch.zeros((), device=images.device)
+    for i, (part, wanted) in enumerate(parts, 1):
+        with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
+            loss = weight * F.cross_entropy(model(part).float(), wanted, reduction="sum")
+            accelerator.backward(loss)
+        total += loss.detach()
+    return total / accelerator.num_processes
 
 
 def train_step(model, images: torch.Tensor, targets: torch.Tensor, optimizer: SAM, accelerator: Accelerator,
-               clip: float = 0.0) -> torch.Tensor:
-    """One update on one mixed batch; returns its loss at w, a 0-d tensor on the device.
+               clip: float = 0.0, *, photos: int = 0, accumulate: int = 1, sam_whole: bool = False) -> torch.Tensor:
+    """One update on one mixed batch; returns its loss at w (this process's share), a 0-d tensor on the device.
 
     images uint8 or float (B, 3, H, W) in 0..255; targets (B, K), rows sum to 1. clip: largest gradient norm, 0 = any.
+    photos, accumulate: see forward_backward. sam_whole: all processes climb by the whole batch, not each by its own photos.
     """
+    def gradients() -> torch.Tensor:
+        return forward_backward(model, images, targets, accelerator, photos, accumulate)
+
     if optimizer.due():
-        with accelerator.no_sync(model):                                   # each process climbs by its own photos
-            loss = forward_backward(model, images, targets, accelerator)   # g(w)
+        with contextlib.nullcontext() if sam_whole else accelerator.no_sync(model):
+            loss = gradients()                                             # g(w)
         optimizer.ascend()                                                 # w -> w + e(w)
         with frozen_batchnorm(model):
-            forward_backward(model, images, targets, accelerator)          # g(w + e(w))
+            gradients()                                                    # g(w + e(w))
         optimizer.descend()                                                # back to w
     else:
-        loss = forward_backward(model, images, targets, accelerator)
+        loss = gradients()
     norm = accelerator.clip_grad_norm_(model.parameters(), clip or float("inf"))
     optimizer.step(norm)
     return loss
@@ -51,12 +74,12 @@ def train_step(model, images: torch.Tensor, targets: torch.Tensor, optimizer: SA
 
 def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: SAM, schedule: Callable[[int], None],
                     accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float, seed: int,
-                    keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
+                    keep_batchnorm: bool, sam_whole: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
     """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
 
-    progress: {"epoch", "step", "loss_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
-    the rate for a step, counted from the start of training. keep_batchnorm: see training_mode. stop is asked after each
-    step; tick is told each loss.
+    progress: {"epoch", "step", "loss_sum", "photos", "accumulate"}, plain numbers. labels int64 (N,) by index of photo. schedule sets
+    the rate for a step, counted from the start of training. keep_batchnorm: see training_mode; sam_whole: see train_step.
+    stop is asked after each step; tick is told each loss. Raises TrainingError.
     """
     training_mode(model, keep_batchnorm)
     batches = loader.batch_sampler
@@ -65,17 +88,61 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, optimizer: 
         rng = step_rng(seed, progress["epoch"], progress["step"], accelerator.process_index)
         torch.manual_seed(int(rng.integers(2**31)))                        # dropout's draws, so that a resumed run repeats them
         schedule(progress["epoch"] * batches.batches + progress["step"])
-        if len(index):
-            images = to_device(images.flatten(0, -4), accelerator)         # a photo is one view here
-            mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
-            loss = train_step(model, mixed, targets, optimizer, accelerator, clip).item()
+        photos = int(sum_over_processes(len(index), accelerator))
+        if photos:
+            if len(index):
+                images = to_device(images.flatten(0, -4), accelerator)     # a photo is one view here
+                mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
+            else:                                                          # no share in this batch: the others wait for its gradients
+                mixed = to_device(blank_photo(loader), accelerator).float()
+                targets = torch.zeros(1, num_classes, device=accelerator.device)
+            loss = step_in_memory(model, mixed, targets, optimizer, accelerator, progress, clip=clip, photos=photos, sam_whole=sam_whole)
+            loss = sum_over_processes(loss.item(), accelerator)
             if np.isfinite(loss):
-                progress["loss_sum"] += loss * len(index)
-                progress["photos"] += len(index)
+                progress["loss_sum"] += loss * photos
+                progress["photos"] += photos
+            if optimizer.skipped_in_a_row >= SKIPS:
+                knob = "--rho" if np.isfinite(loss) and optimizer.rho else "--lr"
+                raise TrainingError(f"{SKIPS} steps in a row had no finite gradient (loss {loss:.3g}), so training stopped; last.pt is "
+                                    f"of before them. Start anew with a lower {knob}.")
             tick(loss)
         progress["step"] += 1
         if stop():
             break
+    for buffer in model.buffers():                                         # BatchNorm's: each process saw other photos
+        broadcast(buffer)
+
+
+def step_in_memory(model, images: torch.Tensor, targets: torch.Tensor, optimizer: SAM, accelerator: Accelerator, progress: dict,
+                   **more) -> torch.Tensor:
+    """train_step; where memory runs out, again in twice as many parts, which progress["accumulate"] keeps for the steps to come."""
+    while True:
+        try:
+            return train_step(model, images, targets, optimizer, accelerator, accumulate=progress["accumulate"], **more)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if progress["accumulate"] >= len(images) or accelerator.num_processes > 1:  # of several, the others would wait for ever
+                raise TrainingError(f"memory ran out with --accumulate {progress['accumulate']}. "
+                                    "Give a higher one, or a smaller --image-size or --batch.") from error
+        optimizer.descend()
+        optimizer.zero_grad()
+        progress["accumulate"] *= 2
+        accelerator.print(f"memory ran out: each batch goes through in {progress['accumulate']} parts from here on")
+
+
+def sum_over_processes(number: float, accelerator: Accelerator) -> float:
+    return accelerator.reduce(torch.tensor(float(number), device=accelerator.device)).item()
+
+
+def from_main(make: Callable, accelerator: Accelerator):
+    """What make() returns in the main process, in all of them: one looks and writes, the others wait."""
+    return broadcast_object_list([make() if accelerator.is_main_process else None])[0]
+
+
+def blank_photo(loader: DataLoader) -> torch.Tensor:
+    """(1, 3, S, S), black, as large as the loader's photos."""
+    return torch.from_numpy(loader.dataset.transform(np.zeros((32, 32, 3), np.uint8), 0)[:1]).movedim(-1, 1)
 
 
 def training_mode(model, keep_batchnorm: bool) -> None:
@@ -102,7 +169,7 @@ def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Acce
 
     The row of a photo that could not be read is NaN. temperature divides the logits. tick is told the photos done.
     """
-    model.eval()
+    model = accelerator.unwrap_model(model).eval()                         # processes may have unequal shares: no waiting here
     found, errors = [], {}
     for images, index, failed in loader:
         errors.update(failed)
@@ -140,6 +207,8 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
         tick(len(index) + len(failed))
     found = gather_object(found)
     index, features = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = index.argsort()                                                # the same sums however many processes
+    index, features = index[order], features[order]
     scale = features.std()
     fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
     weight, bias = fit.coef_, fit.intercept_
@@ -147,6 +216,8 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     inner.head.weight.copy_(torch.from_numpy(weight / scale))
     inner.head.bias.copy_(torch.from_numpy(bias))
+    for tensor in (inner.head.weight, inner.head.bias):                    # machines may differ in the last bit
+        broadcast(tensor)
 
 
 def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:
@@ -159,6 +230,13 @@ def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, bat
             accelerator.backward(model(images).sum())
         model.zero_grad()
     return passes * (time.perf_counter() - began) / batch
+
+
+def be_deterministic() -> None:
+    """Only algorithms that give the same bits each time; slower on a GPU. An operation that has none raises."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")            # cuBLAS reads it when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def keep_memory() -> None:

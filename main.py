@@ -29,7 +29,8 @@ from model import ModelError, build_model, native_size
 from sam import SAM
 from transforms import FixedViews, RandomViews
 
-USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
+USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError, engine.TrainingError,
+               record.RunError)
 
 
 def train(config: Config) -> Path:
@@ -41,11 +42,18 @@ def train(config: Config) -> Path:
     accelerator = Accelerator(mixed_precision=precision)
     say = accelerator.print
     engine.keep_memory()
-    run = config.resume or record.new_folder(config.out, config.model)
+    if config.deterministic:
+        engine.be_deterministic()
+    run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
+    _lock = accelerator.is_main_process and record.lock(run)  # until this name is gone
     say(f"{run}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
-    table = record.read_table(run / "photos.csv") if saved else look_at_photos(config, run, say)
+    table = record.read_table(run / "photos.csv") if saved else engine.from_main(lambda: look_at_photos(config, run, say), accelerator)
+    if saved:
+        changed = dataset.changes(table, config.data)
+        if changed:
+            say(changed)
     classes = sorted(table.label.unique())
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in dataset.SIDES}
@@ -75,19 +83,20 @@ def train(config: Config) -> Path:
     schedule = CosineLRScheduler(sgd, steps, warmup_t=round(config.warmup * steps), warmup_prefix=True, t_in_epochs=False)
 
     # Where the run stands: all that `--resume` needs, beside the weights.
-    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "photos": 0, "minutes": 0.0}
+    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
     history: list[dict] = []
     if saved:
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(saved["scaler"])
-        progress, history = saved["progress"], saved["history"]
+        progress, history = progress | saved["progress"], saved["history"]
 
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
             checkpoint.save(run / name, {
                 "model": config.model, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
                 "config": config.to_dict(), "weights": accelerator.unwrap_model(model).state_dict(), "history": history, **more})
+        accelerator.wait_for_everyone()  # best.pt is read again at the end, by all
 
     def save_last() -> None:
         save("last.pt", optimizer=optimizer.state_dict(), progress=progress,
@@ -96,6 +105,9 @@ def train(config: Config) -> Path:
     def evaluate(side: str, loader) -> dict[str, float]:
         probs, _ = engine.predict_probs(model, loader, len(classes), accelerator)
         read = ~torch.tensor(probs).isnan().any(1)
+        if not read.any():
+            raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {config.data}, or the model's numbers are no "
+                                       "longer finite. Put the photos back, or start anew with a lower --lr.")
         return metrics.scores(probs[read], labels[side][read].numpy())
 
     def judge(epoch: int) -> None:
@@ -118,21 +130,23 @@ def train(config: Config) -> Path:
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
     began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
-        record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
-        draw_a_batch(run, train_loader, labels["train"], classes, config)
+        if accelerator.is_main_process:
+            record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
+            draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
                 engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
             judge(epoch=0)
         save_last()
 
-    with StopRequest() as stop:
+    with StopRequest(accelerator) as stop:
         while progress["epoch"] < config.epochs and not stop():
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
-                    keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=stop, tick=bar.tick)
+                    keep_batchnorm=config.keep_batchnorm and config.weights != "none",
+                    sam_whole=config.sam_whole, stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}
@@ -150,7 +164,7 @@ def train(config: Config) -> Path:
         test = evaluate("test", loader_of("test", FixedViews(size, crop), size / crop))
         scores |= {f"test_{name}": score for name, score in test.items()}
         say(f"on the test photos: accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}")
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not record.has_experiment(run):
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
     say(f"best: epoch {row['epoch']}, accuracy {row['val_accuracy']:.4f} on {len(labels['val'])} photos it did not learn from\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
@@ -169,7 +183,7 @@ def resumed(config: Config, saved: dict) -> Config:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     own = Config.from_dict(saved["config"])
-    if saved["progress"]["epoch"] >= own.epochs:
+    if saved["progress"]["epoch"] >= own.epochs and record.has_experiment(config.resume):
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without --resume.")
     return dataclasses.replace(own, resume=config.resume, workers=config.workers if config.workers >= 0 else own.workers)
 
@@ -189,7 +203,7 @@ def look_at_photos(config: Config, run: Path, say) -> pd.DataFrame:
     table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=None))
     table = dataset.split(table, config.fold, config.folds, config.seed)
     say(dataset.describe(table))
-    record.write_table(run / "photos.csv", table)
+    record.write_table(run / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
     return table
 
 

@@ -10,10 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from checkpoint import atomic_file
 
 EXPERIMENTS = Path("runs/experiments.csv")
+LOCK_PATIENCE = 15  # seconds; workers notice after 5 that their run was killed
 
 
 class RunError(ValueError):
@@ -32,6 +34,21 @@ def new_folder(out: Path | None, model: str) -> Path:
     return folder
 
 
+def lock(folder: Path) -> FileLock:
+    """The right to write to a run folder, held while the object lives. Raises RunError if another process has it.
+
+    The system frees it when the process ends, however it ends; workers of a killed run live on for some seconds.
+    """
+    held = FileLock(folder / ".lock", timeout=LOCK_PATIENCE, is_singleton=True)
+    try:
+        held.acquire()
+    except Timeout:
+        raise RunError(f"{folder}: another process is training into it. Wait for its end, or give another --out.") from None
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written to ({error.strerror}). Give another --out.") from error
+    return held
+
+
 def write_settings(folder: Path, config: dict, device: str, precision: str) -> None:
     packages = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "accelerate")
     versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
@@ -48,6 +65,14 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """What write_table wrote: all columns text, nothing missing."""
     return pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
+
+
+def has_experiment(run: Path) -> bool:
+    """Whether the run has its row: a kill after the last epoch may come before it."""
+    if not EXPERIMENTS.exists():
+        return False
+    with EXPERIMENTS.open(newline="", encoding="utf-8") as file:
+        return any(Path(row["run"] or "").resolve() == run.resolve() for row in csv.DictReader(file))
 
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ import torch
 from conftest import ROOT, SMALL
 
 import checkpoint
+import engine
 import main
+import record
 from config import Config, ConfigError
 from dataset import DataError
 from record import RunError
@@ -140,8 +143,43 @@ def test_resume_takes_no_other_settings_and_no_finished_run(small_config):
         main.train(Config(resume=run))
 
 
+def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos_are_told(small_config, drawn, tmp_path, capsys):
+    data = shutil.copytree(drawn, tmp_path / "photos")
+    run = main.train(dataclasses.replace(small_config, epochs=1, data=data))
+    (tmp_path / "runs" / "experiments.csv").unlink()
+    gone, changed, *_ = sorted(data.rglob("*.jpg"))
+    gone.unlink()
+    changed.write_bytes(changed.read_bytes() + b"more")
+    shutil.copy(changed, changed.with_name("new.jpg"))
+    main.train(Config(resume=run))
+    assert "1 gone, 1 changed, 1 new, not used" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "runs" / "experiments.csv")) == 1
+    with pytest.raises(ConfigError, match="has finished its 1 epochs"):
+        main.train(Config(resume=run))
+
+
+def test_a_second_process_may_not_train_into_the_same_folder(small_config, monkeypatch):
+    code = "import sys, time, record; from pathlib import Path; held = record.lock(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
+    small_config.out.mkdir()
+    other = subprocess.Popen([sys.executable, "-c", code, small_config.out], cwd=ROOT, stdout=subprocess.PIPE)
+    assert other.stdout.readline()
+    monkeypatch.setattr(record, "LOCK_PATIENCE", 0.1)
+    with pytest.raises(RunError, match="another process is training into it"):
+        main.train(small_config)
+    other.kill()
+    other.communicate()
+    record.lock(small_config.out)  # a kill leaves no lock behind
+
+
+def test_losses_that_are_never_finite_end_the_run_and_name_the_rate(small_config, monkeypatch):
+    step = engine.train_step
+    monkeypatch.setattr(engine, "train_step", lambda model, x, y, *rest, **more: step(model, x, y * float("nan"), *rest, **more))
+    with pytest.raises(engine.TrainingError, match="20 steps in a row .* lower --lr"):
+        main.train(dataclasses.replace(small_config, epochs=5))
+    assert checkpoint.load(small_config.out / "last.pt")["progress"]["step"] == 0
+
+
 def test_a_photo_that_vanishes_during_training_does_not_end_the_run(small_config, drawn, tmp_path, monkeypatch):
-    import shutil
     data = shutil.copytree(drawn, tmp_path / "photos")
     save, victims = checkpoint.save, sorted(data.rglob("*.jpg"))[::20]
 
