@@ -1,9 +1,11 @@
-# make demo: from nothing to a named mushroom, offline after pip. make test: what CI runs. Both make .venv themselves.
+# make demo: from nothing to a named mushroom, offline after pip. make test: what CI runs. make bench: side by side with
+# peers, some 20 minutes on an idle machine. Each makes .venv itself.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
+DATA ?= data/drawn
 
-.PHONY: demo test clean
+.PHONY: demo test bench clean
 
 demo: $(VENV)/.user
 	$(PY) data/draw.py --out data/drawn --per-class 25
@@ -18,6 +20,10 @@ test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(PY) -m pytest
 
+bench: $(VENV)/.bench
+	test -d $(DATA) || $(PY) data/draw.py --out $(DATA) --per-class 25
+	$(PY) -m benchmarks --data $(DATA)
+
 # The stamps: a changed requirements file installs again, an unchanged one costs nothing.
 $(VENV)/.user: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; this is %s. Try: make PYTHON=python3.12" % sys.version.split()[0])'
@@ -26,8 +32,12 @@ $(VENV)/.user: requirements.txt
 	$(PY) -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.user
+$(VENV)/.dev: requirements-dev.txt requirements-extra.txt $(VENV)/.user
 	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.bench: benchmarks/requirements.txt requirements-extra.txt $(VENV)/.user
+	$(PY) -m pip install --quiet -r benchmarks/requirements.txt
 	@touch $@
 
 clean:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import tempfile
 import zipfile
 from pathlib import Path
 
-import torch
+from photos import is_name
+from trust import DANGERS
 
 FORMAT = 1
-NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "config", "weights"}
+NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "head", "weights"}
 LARGEST_PHOTO = 4096  # pixels; a broken or hostile file may ask for more memory than there is
 
 
@@ -26,6 +26,7 @@ class CheckpointError(ValueError):
 
 def save(path: Path, checkpoint: dict) -> None:
     """Replace `path` at once: a crash or a full disk leaves the old file whole. Tensors and plain types only."""
+    import torch  # here, for it takes seconds and an exported model is asked without it
     with atomic_file(path) as file:
         torch.save({"format": FORMAT, **checkpoint}, file)
 
@@ -73,6 +74,7 @@ class atomic_file:
 
 def load(path: Path) -> dict:
     """What `save` wrote, on the CPU. Raises CheckpointError when it is missing, broken, or something else."""
+    import torch
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")
@@ -100,18 +102,32 @@ def load(path: Path) -> dict:
 
 def _broken(checkpoint: dict) -> str:
     """What a stranger's file may hold and no run of ours writes; "" if nothing."""
-    classes, size, weights = checkpoint["classes"], checkpoint["image_size"], checkpoint["weights"]
+    import torch
+    weights = checkpoint["weights"]
     if not isinstance(checkpoint["model"], str):
         return "model is not a name"
-    if not (isinstance(classes, list) and classes and all(isinstance(c, str) and c.replace("\u200d", "").isprintable() for c in classes)):
-        return "classes are not a list of names"
-    if not (isinstance(size, int) and 1 <= size <= LARGEST_PHOTO):
-        return f"image_size is not 1 to {LARGEST_PHOTO} pixels"
-    for name in ("crop", "temperature"):
-        if not (isinstance(checkpoint[name], (int, float)) and 0 < checkpoint[name] < math.inf):
-            return f"{name} is not a positive number"
+    if checkpoint["head"] not in ("linear", "cosine"):
+        return "head is of no kind that there is"
     if not (isinstance(weights, dict) and all(isinstance(w, torch.Tensor) for w in weights.values())):
         return "weights are not tensors by name"
     # an expanded tensor may claim more numbers than memory holds: those it stores are what counts
     stored = [torch.tensor([], dtype=w.dtype).set_(w.untyped_storage()) for w in weights.values() if w.is_floating_point()]
-    return "" if all(numbers.isfinite().all() for numbers in stored) else "weights are not finite"
+    return implausible(checkpoint) if all(numbers.isfinite().all() for numbers in stored) else "weights are not finite"
+
+
+def implausible(answering: dict) -> str:
+    """What of classes, image_size, crop, temperature, known_limit and notes is not as this program writes it; "" if nothing."""
+    classes, size, notes = (answering[name] for name in ("classes", "image_size", "notes"))
+    if not (isinstance(classes, list) and classes and all(isinstance(c, str) and is_name(c) for c in classes)
+            and len(set(classes)) == len(classes)):
+        return "classes are not a list of names"
+    if not (isinstance(size, int) and 1 <= size <= LARGEST_PHOTO):
+        return f"image_size is not 1 to {LARGEST_PHOTO} pixels"
+    for name, low, high in (("crop", 0.1, 1), ("temperature", 1e-3, 1e3), ("known_limit", 0, 1)):
+        if not (isinstance(answering[name], (int, float)) and low <= answering[name] <= high):
+            return f"{name} is not a number from {low} to {high}"
+    if not (isinstance(notes, dict) and set(notes) <= set(classes) and all(
+            isinstance(note, dict) and note.get("danger") in DANGERS and isinstance(note.get("note"), str) and note["note"].isprintable()
+            for note in notes.values())):
+        return "notes are not warnings of its classes"
+    return ""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 
 class ConfigError(ValueError):
@@ -16,9 +18,10 @@ class Config:
     # --- photos ---
     data: Path = Path("data")  # a folder of class folders (train/, val/, test/ may hold them), or a CSV image,label[,group]
     folds: int = 5  # the photos are cut into this many parts, one of which validates; 5 = 20 % for validation
-    fold: int = 0  # which part validates, 0 to folds-1
+    fold: int = 0  # which part validates, 0 to folds-1; -1 = each in turn, a model for each
     image_size: int = 0  # pixels, square; 0 = what the backbone was trained at (B6: 528)
     workers: int = -1  # processes that read and augment photos; 0 = none but the main one; -1 = one a core, at most 8
+    cache: float = 0.0  # GB of disk for decoded photos, so that only the first epoch decodes (622 photos at 224 px: 0.4); 0 = off
 
     # --- model ---
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
@@ -38,6 +41,16 @@ class Config:
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
 
+    schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
+    layer_decay: float = 1.0  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
+    ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
+
+    # --- the loss ---
+    smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
+    balance: Literal["none", "weights", "logits"] = "none"  # unbalanced classes: rare ones weigh more, or logit adjustment
+    focal: float = 0.0  # exponent of the focal loss; 0 = off
+    arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
+
     # --- against overfitting ---
     mixup: float = 0.2  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
@@ -50,15 +63,19 @@ class Config:
     seed: int = 0  # of the split, the order of photos, augmentation and mixup; the same seed gives the same weights
     deterministic: bool = False  # the same bits on the same GPU, slower; a CPU gives them anyway
     out: Path | None = None  # folder for best.pt, last.pt, log.csv, ...; none = a new one under runs/
+    dry_run: bool = False  # one batch through everything: says its shapes, time and memory, and stops
+    quiet: bool = False  # the end alone: no table, no epochs, no progress
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"  # send each epoch's row there too, by Accelerate
     resume: Path | None = None  # folder of a stopped run to go on with, in the middle of an epoch too; needs no other flag
 
     def __post_init__(self) -> None:
         rules = [  # (knob, holds, what is wrong with it and what to do)
             ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
-            ("fold", 0 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}"),
+            ("fold", -1 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}, or -1 for each in turn"),
             ("image_size", self.image_size == 0 or self.image_size >= 32,
              "backbones halve a photo five times: use 32 pixels or more, or 0 for the backbone's own size"),
             ("workers", self.workers >= -1, "use -1 (one a core), 0 (none) or a number of processes"),
+            ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("accumulate", self.accumulate >= 1, "use 1 for the whole batch at once, or a number of parts"),
@@ -67,10 +84,16 @@ class Config:
             ("weight_decay", 0 <= self.weight_decay < 1, "use 0 (none) to 0.1"),
             ("warmup", 0 <= self.warmup < 1, "it is a share of training: use 0 (none) to 0.5"),
             ("clip", self.clip >= 0, "a norm is never negative: use 0 for no clipping"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "it is a share of the next layer's rate: use 1 (all the same) down to 0.7"),
+            ("ema", 0 <= self.ema < 1, "1 would never follow the weights: use 0 (off) to 0.9999"),
+            ("smoothing", 0 <= self.smoothing < 1, "it is a share of the target: use 0 (off) to 0.2"),
+            ("focal", self.focal >= 0, "use 0 (off) to 5; the paper's is 2"),
+            ("arcface", 0 <= self.arcface < 1.57, "it is an angle in radians: use 0 (off) to 0.5"),
             ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
             ("rho", 0 <= self.rho < float("inf"), "it is a radius: use 0 (plain SGD) to 0.5"),
             ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),
             ("sam_start", 0 <= self.sam_start <= 1, "it is a share of training: use 0 (from the start) to 1 (never)"),
+            ("track", self.track == "none" or importlib.util.find_spec(self.track), f"the package is missing: pip install {self.track}"),
             ("seed", self.seed >= 0, "use 0 or a positive whole number"),
         ]
         for knob, holds, remedy in rules:

@@ -43,8 +43,8 @@ class StopRequest:
 class Bar(tqdm):
     """Progress through an epoch, with the time left and the last loss; silent where no person watches."""
 
-    def __init__(self, name: str, steps: int, done: int, accelerator: Accelerator):
-        super().__init__(desc=name, total=steps, initial=done, leave=False, disable=None if accelerator.is_main_process else True)
+    def __init__(self, name: str, steps: int, done: int, accelerator: Accelerator, quiet: bool):
+        super().__init__(desc=name, total=steps, initial=done, leave=False, disable=quiet or not accelerator.is_main_process or None)
 
     def tick(self, loss: float) -> None:
         self.set_postfix_str(f"loss {loss:.3f}", refresh=False)

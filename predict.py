@@ -1,83 +1,84 @@
-"""Name what is on photos: `python predict.py image.jpg`; also folders, a CSV, several checkpoints, several views.
+"""Name what is on photos: `python predict.py image.jpg`; also folders, a CSV, several models, several views.
 
-In a notebook: `Predictor("runs/x/best.pt")("photo.jpg")`.
+In a notebook: `Predictor("runs/x/best.pt")("photo.jpg")`. Imports little at the top, so that an exported model answers at once.
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import pandas as pd
 import tyro
-from accelerate import Accelerator
 from tqdm import tqdm
 
-import checkpoint
-import engine
-import metrics
-from checkpoint import CheckpointError
-from dataset import Batches, DataError, Photos, make_loader, read_csv
-from model import build_model
-from photos import is_photo, shown
-from transforms import VIEWS, FixedViews, RandomViews
+import trust
+from checkpoint import CheckpointError, atomic_file
+from photos import DataError, is_photo, read_csv, shown
+from views import ANSWER_VIEWS, VIEWS
+
+if TYPE_CHECKING:
+    from exported import Exported
+    from trained import Trained
 
 CAUTION = "A guess by a program from a photo: never eat a mushroom because of it."
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (searched to any depth), or a CSV image[,label]
-    checkpoint: tuple[Path, ...] = ()  # one or many best.pt, averaged; none = that of the newest run under runs/
-    tta: int = 1  # views of each photo, averaged, 1 to 16; the first is the photo as it is
+    photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (to any depth), a CSV image[,label]; - = paths from stdin
+    checkpoint: tuple[Path, ...] = ()  # one or many best.pt or .onnx, averaged; none = the newest one under runs/
+    tta: int = ANSWER_VIEWS  # views of each photo, averaged, 1 to 16; 1 = the photo as it is, the fastest
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
-    csv: Path | None = None  # write image,label,prob and a column of probability for each class here
+    csv: Path | None = None  # write image,label,prob,known,unknown,deadly and a column of probability for each class here
+    explain: Path | None = None  # draw the answers here (.png), with heat maps of what spoke for them; of many photos the first 60
+    json: bool = False  # JSON lines instead of text: one object a photo, all probabilities in it
+    quiet: bool = False  # the answers alone: no progress, no word of the model, no scores
     batch: int = 32  # photos at a time
-    workers: int = -1  # processes that read photos; 0 = none but the main one; -1 = one a core, at most 8
+    workers: int = -1  # processes (.onnx: threads) for many photos; 0 = none but the main one; -1 = one a core
 
 
 class Predictor:
-    """One or many checkpoints, ready to name photos. checkpoints: paths of best.pt; all must know the same classes."""
+    """One or many models, ready to name photos: best.pt of a run, or an .onnx of tools/export.py; all must know the same classes.
 
-    def __init__(self, *checkpoints: str | Path, tta: int = 1, tta_random: bool = False, batch: int = 32, workers: int = 0):
-        if not checkpoints:
+    workers: 0 = read and answer in turn; more, or -1 (one a core), pays for many photos. Raises CheckpointError, ValueError.
+    """
+
+    def __init__(self, *models: str | Path, tta: int = ANSWER_VIEWS, tta_random: bool = False, batch: int = 32, workers: int = 0):
+        if not models:
             raise CheckpointError("no checkpoint given. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")
         if not 1 <= tta <= len(VIEWS):
             raise ValueError(f"--tta {tta}: there are 1 to {len(VIEWS)} views")
-        self.accelerator = Accelerator()
-        self.batch, self.workers = batch, workers
-        self.models = []
-        for path in checkpoints:
-            saved = checkpoint.load(Path(path))
-            if self.models and saved["classes"] != self.classes:
-                raise CheckpointError(f"{path}: knows other classes than {checkpoints[0]}. Average models of the same classes.")
-            self.classes: list[str] = saved["classes"]
-            model = build_model(saved["model"], len(self.classes), weights="none")
-            try:
-                model.load_state_dict(saved["weights"])
-            except RuntimeError as error:
-                raise CheckpointError(f"{path}: its weights do not fit {saved['model']}: it was changed or is broken.") from error
-            size, crop = saved["image_size"], saved["crop"]
-            views = RandomViews(size, tta) if tta_random else FixedViews(size, crop, tta)
-            detail = size * RandomViews.DETAIL if tta_random else size / crop * max(view.zoom for view in VIEWS[:tta])
-            self.models.append((model.to(self.accelerator.device).eval(), views, round(detail), saved["temperature"]))
+        self.models = [open_model(Path(path), tta, tta_random, batch, workers) for path in models]
+        self.classes: list[str] = self.models[0].classes
+        for path, model in zip(models, self.models, strict=True):
+            if model.classes != self.classes:
+                raise CheckpointError(f"{path}: knows other classes than {models[0]}. Average models of the same classes.")
+        self.limit = sum(model.limit for model in self.models) / len(models)  # of `known`, below which a photo is called unknown
+        self.notes = {name: note for model in self.models for name, note in model.notes.items()}  # of dangerous classes (trust.read_notes)
 
     def probs(self, paths: Sequence[str | Path], tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
         """Probabilities (N, K), averaged over models and views, and {index: why} of photos that cannot be read (rows NaN).
 
         tick is told the photos done, once for each model.
         """
-        total, errors = 0.0, {}
-        for model, views, detail, temperature in self.models:
-            photos = Photos([str(path) for path in paths], views, seed=0, min_side=detail)
-            loader = make_loader(photos, Batches(len(photos), self.batch), min(self.workers, len(photos) // self.batch))
-            probs, failed = engine.predict_probs(model, loader, len(self.classes), self.accelerator, temperature, tick)
-            total, errors = total + probs / len(self.models), errors | failed
-        return total, errors
+        probs, _, errors = self.answers(paths, tick)
+        return probs, errors
+
+    def answers(self, paths: Sequence[str | Path],
+                tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """As probs, with the score float (N,) in the middle: how like the classes the photo is; below self.limit, unknown."""
+        probs, known, errors = 0.0, 0.0, {}
+        for model in self.models:
+            own_probs, own_known, failed = model.answers([str(path) for path in paths], tick)
+            probs, known, errors = probs + own_probs / len(self.models), known + own_known / len(self.models), errors | failed
+        return probs, known, errors
 
     def __call__(self, path: str | Path) -> dict[str, float]:
         """Probabilities of one photo by class name, likeliest first. Raises ValueError if it cannot be read."""
@@ -87,67 +88,121 @@ class Predictor:
         return {self.classes[i]: float(probs[0, i]) for i in probs[0].argsort()[::-1]}
 
 
+def open_model(path: Path, tta: int, tta_random: bool, batch: int, workers: int) -> Trained | Exported:
+    """By the file's suffix; what one kind needs is imported only for it: torch takes seconds."""
+    if path.suffix != ".onnx":
+        from trained import Trained
+        return Trained(path, tta, tta_random, batch, workers)
+    if tta_random:
+        raise CheckpointError(f"{path}: --tta-random draws from the training pipeline, which an exported model does without. "
+                              "Pass best.pt, or --tta alone.")
+    from exported import Exported
+    return Exported(path, tta, workers)
+
+
 def main(options: Options) -> int:
     """Returns the exit code: 0, or 1 if a photo could not be read."""
-    table = find_photos(options.photos)
-    checkpoints = options.checkpoint or (newest_checkpoint(),)
-    if not options.checkpoint:
-        print(f"model: {checkpoints[0]}", file=sys.stderr)
-    predictor = Predictor(*checkpoints, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=options.workers)
-    engine.keep_memory()
-    with tqdm(total=len(table) * len(checkpoints), unit="photo", leave=False, disable=None) as bar:
-        probs, errors = predictor.probs(table.path, bar.update)
+    paths, labels = find_photos(options.photos)
+    models = options.checkpoint or (newest_checkpoint(),)
+    if not options.checkpoint and not options.quiet:
+        print(f"model: {models[0]}", file=sys.stderr)
+    workers = options.workers if len(paths) > 1 else 0
+    predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
+    with tqdm(total=len(paths) * len(models), unit="photo", leave=False, disable=options.quiet or None) as bar:
+        probs, known, errors = predictor.answers(paths, bar.update)
 
-    if len(table) == 1 and not errors:
+    unknown, deadly = known < predictor.limit, trust.deadly_share(probs, predictor.classes, predictor.notes)
+    more = {"known": known, "unknown": np.where(unknown, "yes", "no"), "deadly": deadly}
+    if options.json:
+        print_json(paths, probs, more, errors, predictor.classes)
+    elif len(paths) == 1 and not errors:
         for i in probs[0].argsort()[::-1][:3]:
             print(f"{probs[0, i]:6.1%}  {predictor.classes[i]}")
-        print(CAUTION)
+        if unknown[0]:
+            print(f"unknown: it looks like none of the classes (known {known[0]:.2f}, below {predictor.limit:.2f})")
+        if warning := trust.warning(probs[0], predictor.classes, predictor.notes):
+            print(warning)
     else:
-        for i, path in enumerate(map(shown, table.path)):
-            print(f"{path}: error: {errors[i]}" if i in errors else f"{path}: {predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}")
+        for i, path in enumerate(paths):
+            answer = f"{predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}" if i not in errors else f"error: {errors[i]}"
+            remarks = ["unknown"] * bool(unknown[i]) + [f"deadly genera {deadly[i]:.0%}"] * bool(deadly[i] >= trust.NOTICEABLE)
+            print(f"{shown(path)}: {', '.join([answer, *remarks])}")
+    if not (options.quiet or options.json):
+        print(CAUTION)
     if options.csv:
-        write_csv(options.csv, table.path, probs, errors, predictor.classes)
-    known = table.label.isin(predictor.classes) & ~table.index.isin(errors)
-    if known.any() and table.label.nunique() > 1:
-        print(report(probs[known], table.label[known].map(predictor.classes.index).to_numpy(), predictor.classes))
+        write_csv(options.csv, paths, probs, more, errors, predictor.classes)
+    if options.explain:
+        from explain import draw_reasons  # it needs matplotlib and grad-cam: only who asks waits for them
+        read = [i for i in range(len(paths)) if i not in errors]
+        draw_reasons(options.explain, models[0], [paths[i] for i in read], probs[read], predictor.classes)
+    told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
+    if told and len(set(labels)) > 1 and not (options.quiet or options.json):
+        print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
     return 1 if errors else 0
 
 
-def find_photos(places: Sequence[Path]) -> pd.DataFrame:
-    """The photos named by files, folders and CSVs as columns path, label; label is "" where nothing says it."""
+def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
+    """The photos named by files, folders and CSVs: paths and labels; a label is "" where nothing says it."""
     rows = []
     for place in places:
-        if place.suffix.lower() == ".csv":
-            rows += read_csv(place, needed=["image"])[["path", "label"]].to_dict("records")
+        if place == Path("-"):
+            rows += [(line.rstrip("\r\n"), "") for line in sys.stdin if line.strip()]
+        elif place.suffix.lower() == ".csv":
+            rows += [(row["path"], row["label"]) for row in read_csv(place, needed=["image"])]
         elif place.is_dir():
             found = sorted(path for path in place.rglob("*") if is_photo(path) and path.is_file())
             if not found:
                 raise DataError(f"{place}: no photo in it, at any depth.")
-            rows += [{"path": str(path), "label": path.parent.name if path.parent != place else ""} for path in found]
+            rows += [(str(path), path.parent.name if path.parent != place else "") for path in found]
         else:
-            rows.append({"path": str(place), "label": ""})
-    return pd.DataFrame(rows)
+            rows.append((str(place), ""))
+    if not rows:
+        raise DataError("no photo given. Name photos before the flags (--checkpoint takes all that follows it), or pass - and paths.")
+    return [path for path, _ in rows], [label for _, label in rows]
 
 
 def newest_checkpoint(runs: Path = Path("runs")) -> Path:
-    found = sorted(runs.glob("*/best.pt"), key=lambda path: path.stat().st_mtime)
+    """Of the best.pt and best.onnx of all runs: an export is newer than its checkpoint until the run finds a better epoch."""
+    found = sorted([*runs.glob("*/best.pt"), *runs.glob("*/best.onnx")], key=lambda path: path.stat().st_mtime)
     if not found:
         raise CheckpointError(f"{runs}/: no trained model in it. Train one with `python main.py`, or pass --checkpoint FILE.")
     return found[-1]
 
 
-def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, errors: dict[int, str], classes: list[str]) -> None:
-    """image,label,prob and a column for each class; of a photo that cannot be read, the label is "error: why"."""
-    best = np.nan_to_num(probs).argmax(1)
-    table = pd.DataFrame({"image": list(paths), "label": [f"error: {errors[i]}" if i in errors else classes[k] for i, k in enumerate(best)],
-                          "prob": probs[np.arange(len(probs)), best]})
-    table = pd.concat([table, pd.DataFrame(probs, columns=classes)], axis=1)
-    with checkpoint.atomic_file(file) as out:
-        table.to_csv(out, index=False, float_format="%.6f", errors="surrogateescape")  # names as the disk has them
+def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str], classes: list[str]) -> None:
+    """A line a photo: {"image", "label", "prob", the keys of `more`, "probs": {class: probability, likeliest first}}, or
+    {"image", "error"}.
+    """
+    for i, path in enumerate(paths):
+        line = {"image": path, "error": errors[i]} if i in errors else {
+            "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
+            **{name: str(column[i]) if column.dtype.kind == "U" else round(float(column[i]), 6) for name, column in more.items()},
+            "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
+        print(json.dumps(line, ensure_ascii=not path.isprintable()))  # a name that is no UTF-8 cannot be printed
+
+
+def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],
+              classes: list[str]) -> None:
+    """image,label,prob, the columns of `more`, and one for each class; of a photo that cannot be read, the label is "error: why"
+    and the rest is empty.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "prob", *more, *classes])
+    for i, path in enumerate(paths):
+        best = probs[i].argmax()
+        cells = (probs[i, best], *(column[i] for column in more.values()), *probs[i])
+        written = [""] * len(cells) if i in errors else [cell if isinstance(cell, str) else f"{cell:.6f}" for cell in cells]
+        writer.writerow([path, f"error: {errors[i]}" if i in errors else classes[best], *written])
+    with atomic_file(file) as out:
+        out.write(text.getvalue().encode(errors="surrogateescape"))  # names as the disk has them
 
 
 def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
     """Scores of photos whose folder or CSV tells the truth."""
+    import pandas as pd  # these two take longer than a photo's answer
+
+    import metrics
     table = pd.DataFrame(metrics.confusion(probs, labels), index=classes, columns=[f"{i}" for i in range(len(classes))])
     table.index = [f"{i} {name}" for i, name in enumerate(classes)]
     with pd.option_context("display.unicode.east_asian_width", True, "display.width", None):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -57,9 +57,25 @@ def write_settings(folder: Path, config: dict, device: str, precision: str) -> N
         file.write(json.dumps(settings, indent=2, ensure_ascii=False).encode())
 
 
+def check_settings(folder: Path, config: dict) -> None:
+    """Raises RunError if `folder` holds a run of other settings than `config`."""
+    if (folder / "config.json").exists():
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
+        other = sorted(k for k in config if found.get(k) != config[k] and k not in ("resume", "workers"))
+        if other:
+            raise RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another --out.")
+
+
 def write_table(path: Path, table: pd.DataFrame) -> None:
     with atomic_file(path) as file:
         table.to_csv(file, index=False, lineterminator="\n", errors="surrogateescape")  # names of photos as the disk has them
+
+
+def write_answers(path: Path, photos: pd.DataFrame, probs: np.ndarray, classes: list[str]) -> None:
+    """image,label and a column of probability for each class; photos that could not be read are left out."""
+    table = pd.DataFrame({"image": photos.path.to_numpy(), "label": photos.label.to_numpy()})
+    table = pd.concat([table, pd.DataFrame(probs, columns=classes)], axis=1)
+    write_table(path, table[~np.isnan(probs).any(1)])
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -69,20 +85,13 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def has_experiment(run: Path) -> bool:
     """Whether the run has its row: a kill after the last epoch may come before it."""
-    if not EXPERIMENTS.exists():
-        return False
-    with EXPERIMENTS.open(newline="", encoding="utf-8") as file:
-        return any(Path(row["run"] or "").resolve() == run.resolve() for row in csv.DictReader(file))
+    return EXPERIMENTS.exists() and any(Path(other).resolve() == run.resolve() for other in read_table(EXPERIMENTS).run)
 
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:
     """One row: when, where, the settings that differ from the defaults, the best epoch's scores, minutes of training."""
-    settings = " ".join(f"{k}={v}" for k, v in changed.items() if k != "out")
+    settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in ("out", "quiet", "track"))
     row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
     EXPERIMENTS.parent.mkdir(exist_ok=True)
-    fresh = not EXPERIMENTS.exists()
-    with EXPERIMENTS.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, row)
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+    before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []
+    write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores

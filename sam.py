@@ -29,6 +29,7 @@ class SAM:
             raise ValueError(f"every {every}: use 1 for SAM on every step, k for each k-th")
         self.optimizer, self.rho, self.adaptive, self.every, self.start = optimizer, rho, adaptive, every, start
         self.steps = self.skipped = self.skipped_in_a_row = 0
+        self.norm = 0.0                                          # of the last step's gradient
         self._old: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
 
     def due(self) -> bool:
@@ -73,7 +74,8 @@ class SAM:
 
         norm: () the norm of all gradients; when it is not finite, weights and momentum stay as they are.
         """
-        finite = math.isfinite(norm.item())
+        self.norm = norm.item()
+        finite = math.isfinite(self.norm)
         scaler = getattr(self.optimizer, "scaler", None)         # fp16: it skips by itself, and lowers its factor for it
         if finite or scaler is not None:
             self.optimizer.step()

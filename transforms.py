@@ -1,16 +1,17 @@
-"""From a photo uint8 (H, W, 3) to a square uint8 (S, S, 3): augmented for training, cropped for evaluation."""
+"""From a photo uint8 (H, W, 3) to a square uint8 (S, S, 3), augmented for training; views.py crops for evaluation."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks PyPI for news
 import albumentations as A
+
+from views import resize
 
 TRAIN_SCALE = (0.9, 1.5)  # how large the training crop shows the photo, beside a crop that its short side just fills
 
@@ -111,53 +112,8 @@ class RandomViews:
     DETAIL = TRAIN_SCALE[1]  # the photo's short side, in crops, below which the nearest zoom would be blurred
 
     def __init__(self, size: int, views: int):
-        self.pipeline, self.views = training_transform(size), views
+        self.pipeline, self.count = training_transform(size), views
 
     def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
         self.pipeline.set_random_seed(seed)
-        return np.stack([self.pipeline(image=photo)["image"] for _ in range(self.views)])
-
-
-class View(NamedTuple):
-    """One way to look at a photo: how much closer than the evaluation crop, where, and whether mirrored."""
-
-    zoom: float = 1.0   # 1 = the evaluation crop; below 1 shows more of the photo
-    x: float = 0.0      # -1 = the window at the left edge, 0 = in the middle, 1 = at the right
-    y: float = 0.0      # -1 = top, 1 = bottom
-    mirrored: bool = False
-
-
-# Identity first, then mirrored, then nearer, farther and off-centre, each with its mirror image.
-VIEWS = tuple(View(*place, mirrored) for place in [
-    (1.0, 0, 0), (1.2, 0, 0), (0.85, 0, 0), (1.2, -1, -1), (1.2, 1, 1), (1.2, 1, -1), (1.2, -1, 1), (1.4, 0, 0)
-] for mirrored in (False, True))
-
-
-class FixedViews:
-    """(photo uint8 (H, W, 3), any seed) → the first `views` of VIEWS, uint8 (views, size, size, 3). 1 = the evaluation crop."""
-
-    def __init__(self, size: int, crop: float, views: int = 1):
-        if not 1 <= views <= len(VIEWS):
-            raise ValueError(f"{views} views: there are 1 to {len(VIEWS)}")
-        self.size, self.crop, self.views = size, crop, VIEWS[:views]
-
-    def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
-        return np.stack([crop_view(photo, self.size, self.crop, view) for view in self.views])
-
-
-def crop_view(photo: np.ndarray, size: int, crop: float, view: View = VIEWS[0]) -> np.ndarray:
-    """The square that `view` sees of a photo uint8 (H, W, 3), as uint8 (size, size, 3).
-
-    crop: share of the short side that the evaluation crop shows (timm's crop_pct). The window stays inside the photo.
-    """
-    height, width = photo.shape[:2]
-    side = max(1, min(round(min(height, width) * crop / view.zoom), height, width))
-    top, left = round((height - side) * (1 + view.y) / 2), round((width - side) * (1 + view.x) / 2)
-    square = resize(photo[top:top + side, left:left + side], size, size)
-    return np.ascontiguousarray(square[:, ::-1]) if view.mirrored else square
-
-
-def resize(img: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Averages when it shrinks, so that no detail turns into noise; interpolates when it enlarges."""
-    shrinks = img.shape[0] * img.shape[1] > height * width
-    return cv2.resize(img, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        return np.stack([self.pipeline(image=photo)["image"] for _ in range(self.count)])

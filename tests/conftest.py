@@ -20,10 +20,29 @@ from data.draw import draw_dataset  # noqa: E402
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
 
 
+def gradient() -> np.ndarray:
+    """Red counts columns, green counts rows: a crop tells where it came from. 100 x 200."""
+    y, x = np.mgrid[:100, :200]
+    return np.dstack([x, y, np.zeros_like(x)]).astype(np.uint8)
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory) -> Path:
     """108 drawn photos, 12 of each genus."""
     return draw_dataset(tmp_path_factory.mktemp("photos") / "drawn", per_class=12, seed=0)
+
+
+@pytest.fixture(scope="session")
+def run(drawn, tmp_path_factory) -> Path:
+    """A run on 64 px, one epoch; what it predicts is poor, how it predicts is what is tested."""
+    import main
+    folder = tmp_path_factory.mktemp("work")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        return folder / main.train(Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=1, batch=16, workers=0))
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from conftest import ROOT
 import checkpoint
 from checkpoint import CheckpointError, WriteError, load, save
 
-WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "config": {},
-         "weights": {"w": torch.ones(3)}}
+WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
+         "config": {}, "head": "linear", "weights": {"w": torch.ones(3)}}
 
 
 def test_what_was_saved_loads(tmp_path):

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import Batches, DataError, Photos, describe, find_trouble, load_table, make_loader, read_csv, split
-from transforms import FixedViews, RandomViews
+from transforms import RandomViews
+from views import FixedViews
 
 REAL = ROOT.parent / "shared" / "data"
 
@@ -64,7 +65,10 @@ def test_a_folder_s_photos_csv_is_used_for_its_groups(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("", "not a CSV"), ("image,label\n", "no rows.*Three ways"), ("photo,label\nx,y\n", r"no column image \(found: photo, label\)"),
+    ("", r"no column image \(found: none\)"), ("image,label\n", "no rows.*Three ways"),
+    ("image,label\nx/a/0.jpg\n", "row 2: label is empty"), ("image,label\nx/a/0.jpg,a,b\n", "row 2: more cells than columns"),
+    ("image,label\n" + "x" * 200_000, "not a CSV"), ("image,label,label\nx,a,b\n", "column label twice"),
+    ("photo,label\nx,y\n", r"no column image \(found: photo, label\)"),
     ("image,label\nnone.jpg,a\n", r"row 2: no such photo none.jpg \(looked in"), ("image,label\nx/a/0.jpg,\n", "row 2: label is empty"),
     ("image,label\nx/a/0.jpg,a\n", "all photos are of one class, a")])
 def test_a_csv_that_cannot_be_used_is_named_with_row_and_remedy(tmp_path, text, message):

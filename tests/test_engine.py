@@ -10,7 +10,7 @@ import engine
 from dataset import Batches, Photos, make_loader
 from model import build_model
 from sam import SAM
-from transforms import VIEWS, FixedViews, crop_view
+from views import VIEWS, FixedViews, crop_view
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_a_sam_step_climbs_by_the_same_batch_and_moves_batchnorm_once(accelerato
     torch.manual_seed(1)
     model = build_model(SMALL, 3, "none").train()
     plain, frozen = copy.deepcopy(model), copy.deepcopy(model)
-    loss = engine.train_step(model, *batch, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.1), accelerator)
+    loss = engine.train_step(model, *batch, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.1), accelerator)
 
     # worked by hand, from the paper
     F.cross_entropy(frozen(batch[0]), batch[1]).backward()
@@ -52,7 +52,7 @@ def test_channels_last_and_uint8_give_the_plain_numbers(batch):
 def test_clipping_bounds_the_gradient_that_is_trained_on(accelerator, batch):
     model = build_model(SMALL, 3, "none").train()
     before = [p.detach().clone() for p in model.parameters()]
-    engine.train_step(model, *batch, SAM(torch.optim.SGD(model.parameters(), 1.0), rho=0.0), accelerator, clip=1e-3)
+    engine.train_step(model, *batch, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 1.0), rho=0.0), accelerator, clip=1e-3)
     moved = torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before, strict=True)]).norm()
     assert moved.item() == pytest.approx(1e-3, rel=0.01)
 
@@ -121,7 +121,7 @@ def test_kept_batchnorm_normalises_by_its_own_statistics_in_training_and_learns_
     assert model.training
     with torch.no_grad():
         torch.testing.assert_close(model.features(batch[0]), reference.features(batch[0]))
-    engine.train_step(model, *batch, SAM(torch.optim.SGD(model.parameters(), 0.1)), accelerator)
+    engine.train_step(model, *batch, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1)), accelerator)
     for name, buffer in reference.named_buffers():
         assert torch.equal(model.get_buffer(name), buffer)
     assert not torch.equal(model.head.weight, reference.head.weight)
@@ -138,7 +138,8 @@ def test_a_batch_in_three_parts_takes_the_step_of_the_whole_batch(accelerator, b
     parts = copy.deepcopy(whole)
     for model, accumulate in ((whole, 1), (parts, 3)):
         engine.training_mode(model, keep_batchnorm=True)  # by the batch's own statistics the parts would differ
-        engine.train_step(model, *batch, SAM(torch.optim.SGD(model.parameters(), 0.1), rho), accelerator, accumulate=accumulate)
+        engine.train_step(model, *batch, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1), rho), accelerator,
+                          accumulate=accumulate)
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -148,19 +149,47 @@ def test_memory_that_runs_out_halves_the_parts_and_leaves_no_trace(accelerator, 
     model = build_model(SMALL, 3, "none")
     engine.training_mode(model, keep_batchnorm=True)
     reference, step = copy.deepcopy(model), engine.train_step
-    engine.train_step(reference, *batch, SAM(torch.optim.SGD(reference.parameters(), 0.1)), accelerator, accumulate=2)
+    engine.train_step(reference, *batch, F.cross_entropy, SAM(torch.optim.SGD(reference.parameters(), 0.1)), accelerator, accumulate=2)
 
-    def small_card(model, images, targets, optimizer, accelerator, accumulate):
+    def small_card(model, images, targets, loss_of, optimizer, accelerator, accumulate):
         if accumulate == 1:  # runs out after the climb
-            engine.forward_backward(model, images, targets, accelerator)
+            engine.forward_backward(model, images, targets, loss_of, accelerator)
             optimizer.ascend()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-        return step(model, images, targets, optimizer, accelerator, accumulate=accumulate)
+        return step(model, images, targets, loss_of, optimizer, accelerator, accumulate=accumulate)
 
     monkeypatch.setattr(engine, "train_step", small_card)
     progress = {"accumulate": 1}
-    engine.step_in_memory(model, *batch, SAM(torch.optim.SGD(model.parameters(), 0.1)), accelerator, progress)
+    engine.step_in_memory(model, *batch, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1)), accelerator, progress)
     assert progress == {"accumulate": 2}
     assert "in 2 parts" in capsys.readouterr().out
     for a, b in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(a, b)
+@pytest.mark.parametrize(("kind", "rates"), [
+    # 20 steps, the first two climb from 0; rate 1
+    ("cosine", {0: 0, 1: 0.5, 2: 1, 11: 0.5, 19: 0.0076}),
+    ("restarts", {1: 0.5, 2: 1, 5: 0.5, 8: 0.5, 14: 0.25, 11: 0.25}),
+    ("step", {1: 0.5, 2: 1, 11: 1, 12: 0.1, 15: 0.1, 16: 0.01, 19: 0.01}),
+])
+def test_schedules_by_hand(kind, rates):
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr_scale": 0.5}], 1.0)
+    schedule = engine.make_schedule(kind, optimizer, 20, 0.1)
+    for step, rate in rates.items():
+        schedule(step)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-3)
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(rate / 2, abs=1e-3)
+
+
+def test_the_moving_average_starts_at_the_weights_and_forgets_by_its_decay():
+    model = torch.nn.Linear(1, 1)
+    ema = engine.make_ema(model, 0.9)
+    torch.nn.init.constant_(model.weight, 1.0)
+    ema.update(model, 1)
+    assert ema.module.weight.item() == 1.0
+    torch.nn.init.constant_(model.weight, 0.0)
+    left = [1.0]
+    for step in range(2, 50):
+        ema.update(model, step)
+        left.append(ema.module.weight.item())
+    assert left[1] == pytest.approx(1 - 2 ** (-2 / 3))  # short at first: 1 - (1 + step) ** (-2/3)
+    assert left[-1] / left[-2] == pytest.approx(0.9)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -41,23 +42,30 @@ def flags(config: Config) -> list[str]:
 def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     run = main.train(small_config)
     printed = capsys.readouterr().out
-    for text in ("108 photos", "near-duplicates", "epoch 0/2  head alone", "epoch 2/2", "python predict.py"):
+    for text in ("108 photos", "near-duplicates", "epoch 0/2  head alone", "epoch 2/2", "calibration error", "python predict.py"):
         assert text in printed
     assert torch.cuda.is_available() or ("fp32 (no CUDA GPU)" in printed and "an epoch will take about" in printed)
-    assert {"best.pt", "last.pt", "log.csv", "config.json", "photos.csv", "batch.png"} <= set(os.listdir(run))
+    assert {"best.pt", "last.pt", "log.csv", "config.json", "photos.csv", "val.csv", "batch.png"} <= set(os.listdir(run))
     log = pd.read_csv(run / "log.csv")
     assert log.epoch.tolist() == [0, 1, 2]  # 0: the head alone, on frozen features
     assert (log.skipped_steps == 0).all()
+    assert (log.grad_norm[1:] > 0).all()
     settings = json.loads((run / "config.json").read_text())
     assert settings["config"]["model"] == SMALL
     assert torch.__version__.startswith(settings["versions"]["torch"])
     row = next(csv.DictReader((tmp_path / "runs" / "experiments.csv").open()))
-    assert float(row["val_accuracy"]) == pytest.approx(log.val_accuracy.max(), abs=1e-4)
+    answers = pd.read_csv(run / "val.csv")
+    right = answers.drop(columns=["image", "label"]).idxmax(axis=1) == answers.label
+    assert float(row["val_accuracy"]) == pytest.approx(right.mean(), abs=1e-4)
     assert "batch=16" in row["settings"]
     assert "lr=" not in row["settings"]
     best = checkpoint.load(run / "best.pt")
-    assert best["history"][-1]["val_accuracy"] == log.val_accuracy.max()
+    assert best["history"][-1]["val_loss"] == log.val_loss.min()
     assert "optimizer" not in best
+    assert best["temperature"] != 1
+    assert 0 < best["known_limit"] < 1
+    assert set(best["notes"]) >= {"Amanita", "Cortinarius"}
+    assert 0 <= float(row["val_ece_calibrated"]) <= 1
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(small_config, tmp_path):
@@ -101,6 +109,7 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
         resumed = command("--resume", out)
         printed, _ = resumed.communicate(timeout=120)
         assert resumed.returncode == 0, printed
+        assert f"look: {out / 'report.html'}" in printed
     assert torch.equal(weights_of(out), weights_of(reference))
 
 
@@ -204,6 +213,25 @@ def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, dra
     assert "test_accuracy" in (tmp_path / "runs" / "experiments.csv").read_text()
 
 
+def test_a_dry_run_takes_one_batch_through_everything_and_trains_nothing(small_config, capsys):
+    run = main.train(dataclasses.replace(small_config, dry_run=True))
+    printed = capsys.readouterr().out
+    for shape in (r"\(15, 1, 3, 64, 64\) +uint8", r"\(15, 3, 64, 64\) +float32", r"\(15, 9\) +float32", r"loss \d", r"memory .*GiB"):
+        assert re.search(shape, printed), shape
+    assert set(os.listdir(run)) == {"photos.csv", "batch.png"}
+
+
+def test_quiet_prints_the_end_alone_and_a_tracker_gets_each_epoch(small_config, capfd):
+    pytest.importorskip("tensorboard", reason="pip install tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run = main.train(dataclasses.replace(small_config, epochs=1, quiet=True, track="tensorboard"))
+    printed = capfd.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed] == ["best", "now"]
+    events = EventAccumulator(str(run / "mushrooms")).Reload().Scalars("val_accuracy")
+    assert [event.step for event in events] == [0, 1]
+    assert [event.value for event in events] == pytest.approx(pd.read_csv(run / "log.csv").val_accuracy.tolist())
+
+
 def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -218,3 +246,22 @@ def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkey
     log = pd.read_csv(run / "log.csv")
     assert log.val_accuracy.max() > 0.8
     assert log.val_loss.iloc[-1] < log.val_loss.iloc[0]  # training improves on the head alone
+
+
+def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_did_not_see_it(small_config, drawn, capsys, monkeypatch):
+    config = dataclasses.replace(small_config, fold=-1, folds=3, epochs=1)
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= 7)  # in the second fold
+        with pytest.raises(SystemExit):
+            main.train_each_fold(config)
+    run = main.train_each_fold(config)  # goes on
+    oof = pd.read_csv(run / "oof.csv")
+    assert sorted(oof.image) == sorted(map(str, drawn.rglob("*.jpg")))
+    assert oof.drop(columns=["image", "label", "fold"]).sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-4)
+    for fold, own in oof.groupby("fold"):
+        photos = pd.read_csv(run / f"fold{fold}" / "photos.csv")
+        assert set(own.image) == set(photos.path[photos.side == "val"])
+    assert "accuracy of 3 folds:" in capsys.readouterr().out
+    with pytest.raises(RunError, match="another lr"):
+        main.train_each_fold(dataclasses.replace(config, lr=0.5))

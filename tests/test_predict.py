@@ -1,5 +1,5 @@
 import dataclasses
-import os
+import json
 import shutil
 import subprocess
 import sys
@@ -16,21 +16,6 @@ from checkpoint import CheckpointError
 from predict import Options, Predictor
 
 
-@pytest.fixture(scope="module")
-def run(drawn, tmp_path_factory):
-    """A run on 64 px, one epoch; what it predicts is poor, how it predicts is what is tested."""
-    from conftest import SMALL
-
-    from config import Config
-    folder = tmp_path_factory.mktemp("work")
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        return folder / main.train(Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=1, batch=16, workers=0))
-    finally:
-        os.chdir(before)
-
-
 @pytest.fixture
 def photo(drawn):
     return drawn / "Amanita" / "amanita_0001.jpg"
@@ -41,7 +26,12 @@ def test_one_photo_prints_the_three_most_likely(run, photo, capsys):
     lines = capsys.readouterr().out.splitlines()
     shares = [float(line.split("%")[0]) for line in lines[:3]]
     assert shares == sorted(shares, reverse=True)
-    assert "never eat" in lines[3]
+    assert "never eat" in lines[-1]
+    warnings = [line for line in lines if "genera with deadly species" in line]
+    answer, notes = Predictor(run / "best.pt")(photo), checkpoint.load(run / "best.pt")["notes"]
+    deadly = sum(prob for name, prob in answer.items() if notes.get(name, {}).get("danger") == "deadly")
+    assert 0.05 < deadly < 0.95  # an untrained answer spreads
+    assert [line.split("%")[0] for line in warnings] == [f"{100 * deadly:.0f}"]
 
 
 def test_a_notebook_gets_names_and_probabilities(run, photo):
@@ -57,12 +47,17 @@ def test_a_folder_of_class_folders_is_scored_and_written(run, drawn, tmp_path, c
     assert predict.main(Options((drawn,), checkpoint=(run / "best.pt",), csv=tmp_path / "out.csv")) == 0
     table = pd.read_csv(tmp_path / "out.csv")
     classes = checkpoint.load(run / "best.pt")["classes"]
-    assert list(table.columns) == ["image", "label", "prob", *classes]
+    assert list(table.columns) == ["image", "label", "prob", "known", "unknown", "deadly", *classes]
     assert len(table) == 108
     assert np.allclose(table[classes].sum(axis=1), 1, atol=1e-4)
     assert (table.label == table[classes].idxmax(axis=1)).all()
+    limit = checkpoint.load(run / "best.pt")["known_limit"]
+    assert ((table.known < limit) == (table.unknown == "yes")).all()
+    assert table.known.between(0, 1).all()
+    np.testing.assert_allclose(table.deadly, table[["Amanita", "Boletus", "Cortinarius", "Entoloma", "Russula"]].sum(axis=1), atol=1e-5)
     truth = table.image.str.split("/").str[-2]
     printed = capsys.readouterr().out
+    assert printed.count(", unknown") == (table.unknown == "yes").sum()
     assert f"accuracy {(truth == table.label).mean():.4f}" in printed
     assert "macro-F1" in printed
 
@@ -74,7 +69,7 @@ def test_a_photo_that_cannot_be_read_is_an_error_row_and_exit_code_1(run, photo,
     assert predict.main(Options((tmp_path,), checkpoint=(run / "best.pt",), csv=tmp_path / "out.csv")) == 1
     table = pd.read_csv(tmp_path / "out.csv")
     assert table.label[0].startswith("error: not a photo")
-    assert np.isnan(table.prob[0])
+    assert table.loc[0, "prob":].isna().all()
     assert table.prob[1] > 0
     assert "bad.jpg: error: not a photo" in capsys.readouterr().out
 
@@ -85,8 +80,18 @@ def test_a_csv_of_photos_with_and_without_labels(run, drawn, tmp_path, capsys):
         (drawn.parent / "t.csv").write_text("\n".join([header, *(row.format(g, g.lower()) for g in ("Amanita", "Boletus"))]))
         assert predict.main(Options((drawn.parent / "t.csv",), checkpoint=(run / "best.pt",))) == 0
         printed = capsys.readouterr().out
-        assert printed.count("%") == 2
+        assert sum(".jpg: " in line for line in printed.splitlines()) == 2
         assert ("accuracy" in printed) == (header != "image")
+
+
+def test_a_photo_of_something_else_is_unknown_but_keeps_its_likeliest_class(run, photo, tmp_path, capsys):
+    saved = checkpoint.load(run / "best.pt")
+    checkpoint.save(tmp_path / "strict.pt", saved | {"known_limit": 1.1})
+    assert predict.main(Options((photo,), checkpoint=(tmp_path / "strict.pt",), csv=tmp_path / "out.csv")) == 0
+    row = pd.read_csv(tmp_path / "out.csv").iloc[0]
+    assert row.unknown == "yes"
+    assert row.label == next(iter(Predictor(run / "best.pt")(photo)))
+    assert f"unknown: it looks like none of the classes (known {row.known:.2f}, below 1.10)" in capsys.readouterr().out
 
 
 def test_several_checkpoints_and_views_are_averaged(run, photo, small_config):
@@ -114,7 +119,7 @@ def test_without_a_checkpoint_the_newest_run_answers_and_is_named(run, photo):
     done = subprocess.run([sys.executable, ROOT / "predict.py", photo], cwd=run.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert str(run.relative_to(run.parents[1]) if run.is_absolute() else run) in done.stderr
-    assert done.stdout.count("%") == 3
+    assert len([line for line in done.stdout.splitlines() if "%  " in line]) == 3
 
 
 def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch):
@@ -127,10 +132,32 @@ def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch)
                              (Options((photo,)), "no trained model"),
                              (Options((photo,), checkpoint=(best, tmp_path / "other.pt")), "knows other classes"),
                              (Options((photo,), checkpoint=(best,), tta=99), "there are 1 to 16 views"),
+                             (Options((), checkpoint=(best,)), "no photo given"),
                              (Options((tmp_path / "void",), checkpoint=(best,)), "no photo in it"),
                              (Options((tmp_path / "none.csv",), checkpoint=(best,)), "none.csv: cannot be opened")]:
         with pytest.raises(ValueError, match=message):
             predict.main(options)
+
+
+def test_paths_come_by_a_pipe_and_answers_leave_as_json_lines(run, photo, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    done = subprocess.run([sys.executable, ROOT / "predict.py", "-", "--json", "--quiet", "--checkpoint", run / "best.pt"], cwd=tmp_path,
+                          input=f"{photo}\n\nbad.jpg\n", capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    good, bad = map(json.loads, done.stdout.splitlines())
+    assert good["image"] == str(photo)
+    assert good["probs"] == pytest.approx(Predictor(run / "best.pt")(photo), abs=1e-6)
+    assert (good["label"], good["prob"]) == next(iter(good["probs"].items()))
+    assert bad == {"image": "bad.jpg", "error": "not a photo, or of a kind that is not supported"}
+    assert "\x1b" not in done.stdout + done.stderr  # no colours where no person watches
+    assert done.stderr == ""
+
+
+def test_quiet_prints_the_answers_alone(run, photo, drawn, capsys):
+    predict.main(Options((photo,), checkpoint=(run / "best.pt",), quiet=True))
+    assert [line[6] for line in capsys.readouterr().out.splitlines()] == ["%"] * 3
+    predict.main(Options((drawn,), checkpoint=(run / "best.pt",), quiet=True))
+    assert len(capsys.readouterr().out.splitlines()) == 108
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [

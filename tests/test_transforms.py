@@ -2,11 +2,13 @@ import albumentations as A
 import cv2
 import numpy as np
 import pytest
+from conftest import gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
 import transforms
-from transforms import VIEWS, FixedViews, RandomErasing, RandomScaleCrop, RandomViews, View, crop_view, training_transform
+from transforms import RandomErasing, RandomScaleCrop, RandomViews, training_transform
+from views import crop_view
 
 
 @pytest.fixture
@@ -19,15 +21,9 @@ def test_any_photo_becomes_a_square(height, width, size, seed):
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     crop = A.Compose([RandomScaleCrop(size)])
     crop.set_random_seed(seed)
-    for square in (crop(image=image)["image"], crop_view(image, size, 0.875, VIEWS[seed % len(VIEWS)])):
-        assert square.shape == (size, size, 3)
-        assert square.dtype == np.uint8
-
-
-def gradient() -> np.ndarray:
-    """Red counts columns, green counts rows: a crop tells where it came from. 100 x 200."""
-    y, x = np.mgrid[:100, :200]
-    return np.dstack([x, y, np.zeros_like(x)]).astype(np.uint8)
+    square = crop(image=image)["image"]
+    assert square.shape == (size, size, 3)
+    assert square.dtype == np.uint8
 
 
 def test_the_window_lies_inside_the_photo_and_the_zoom_inside_its_range():
@@ -102,25 +98,7 @@ def test_a_wrong_argument_raises(monkeypatch):
 
 
 @pytest.mark.parametrize("make", [lambda: RandomScaleCrop(64, scale=(2, 1)), lambda: RandomErasing(area=(0.5, 1.5)),
-                                  lambda: RandomErasing(ratio=(0, 1)), lambda: FixedViews(64, 1.0, 17), lambda: FixedViews(64, 1.0, 0)])
+                                  lambda: RandomErasing(ratio=(0, 1))])
 def test_wrong_ranges_raise(make):
-    with pytest.raises(ValueError, match=r"scale|area|ratio|views"):
+    with pytest.raises(ValueError, match=r"scale|area|ratio"):
         make()
-
-
-def test_the_first_view_is_the_evaluation_crop_and_the_second_its_mirror_image(photo):
-    one, two = FixedViews(64, 0.875, 2)(photo, 0)
-    np.testing.assert_array_equal(one, crop_view(photo, 64, 0.875))
-    np.testing.assert_array_equal(two, one[:, ::-1])
-    assert len({view.tobytes() for view in FixedViews(64, 0.875, len(VIEWS))(photo, 0)}) == len(VIEWS)
-
-
-def test_the_evaluation_crop_is_the_middle():
-    square = crop_view(gradient(), 50, 0.5)[..., :2].astype(float)
-    assert square.mean((0, 1)) == pytest.approx([99.5, 49.5], abs=0.6)
-    assert square[0, 0] == pytest.approx([75, 25], abs=1)
-
-
-def test_corner_views_reach_the_corners():
-    square = crop_view(gradient(), 50, 1.0, View(2.0, -1, 1))
-    assert square[-1, 0, :2].tolist() == pytest.approx([0, 99], abs=1)

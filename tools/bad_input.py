@@ -106,7 +106,7 @@ def bad_tables(photo: str) -> dict[str, tuple[bytes, str]]:
     """Name: (a CSV's content, a pattern that the error must match). `photo` is a readable photo beside the CSV."""
     row = f"{photo},a\n"
     return {name: (text.encode() if isinstance(text, str) else text, pattern) for name, (text, pattern) in {
-        "empty": ("", "not a CSV"), "blank lines": ("\n\n\n", "not a CSV"), "header alone": ("image,label\n", "no rows"),
+        "empty": ("", "no column image"), "blank lines": ("\n\n\n", "no column image"), "header alone": ("image,label\n", "no rows"),
         "no image": (f"photo,label\n{row}", "no column image"), "no label": (f"image\n{photo}\n", "no column label"),
         "no header": (f"{row}{photo},b\n", "no column image"), "semicolons": (f"image;label\n{photo};a\n", "no column image"),
         "utf-16": (f"image,label\n{row}".encode("utf-16"), "not UTF-8"),
@@ -117,9 +117,9 @@ def bad_tables(photo: str) -> dict[str, tuple[bytes, str]]:
         "empty image": (f"image,label\n{row},b\n", "row 3: image is empty"),
         "spaces": (f"image,label\n{row}{photo},  \n", "row 3: label is empty"),
         "one class": (f"image,label\n{row}", "all photos are of one class"),
-        "a field too many": (f"image,label\n{photo},a,b,c\n{photo},b,c,d\n", "more fields than|not a CSV"),
-        "a field too many once": (f"image,label\n{row}{photo},a,b,c\n", "not a CSV"),
-        "open quote": (f'image,label\n{row}"{photo},b\n', "not a CSV|label is empty"),
+        "a field too many": (f"image,label\n{photo},a,b,c\n{photo},b,c,d\n", "row 2: more cells"),
+        "a field too many once": (f"image,label\n{row}{photo},a,b,c\n", "row 3: more cells"),
+        "open quote": (f'image,label\n{row}"{photo},b\n', "row 3: label is empty"),
         "column twice": (f"image,label,label\n{photo},a,b\n", "column label twice"),
         "zero in a path": (b"image,label\nno\0where.jpg,a\n", "no such photo"), "a folder": ("image,label\n.,a\n..,b\n", "no such photo"),
         "an address": ("image,label\nhttps://example.org/a.jpg,a\n", "no such photo"), "html": (HTML, "no rows|no column"),

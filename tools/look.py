@@ -10,7 +10,8 @@ from tyro.conf import Positional
 from photos import read_photo
 from pictures import contact_sheet
 from predict import Predictor
-from transforms import crop_view, training_transform
+from transforms import training_transform
+from views import crop_view
 
 
 def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmentations.png"), size: int = 224) -> None:

@@ -1,0 +1,55 @@
+"""Many answers: photos/s over a folder, decoding included, of the checkpoint (eager torch), the exported model, and OpenVINO."""
+
+import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.answer import a_run
+from benchmarks.timing import Options, a_second, command, in_turn, row
+
+
+def openvino_way(file: Path, paths: list[str], exported):
+    """OpenVINO on the same file in the same shape as exported.py: one stream a thread, each reads and answers."""
+    import openvino
+    settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": str(exported.workers), "INFERENCE_PRECISION_HINT": "f32"}
+    network = openvino.Core().compile_model(file, "CPU", settings)
+    own = threading.local()
+
+    def one(path: str) -> np.ndarray:
+        from photos import read_photo
+        from trust import softmax
+        if not hasattr(own, "request"):
+            own.request = network.create_infer_request()
+        views = exported.views(read_photo(path, exported.detail), 0).transpose(0, 3, 1, 2)
+        return softmax(own.request.infer({0: np.ascontiguousarray(views)})[0] / exported.temperature).mean(0)
+
+    def answers() -> np.ndarray:
+        with ThreadPoolExecutor(exported.workers) as pool:
+            return np.stack(list(pool.map(one, paths)))
+    return answers
+
+
+def measure(options: Options):
+    from predict import Predictor
+    paths = options.photos(200)
+    with tempfile.TemporaryDirectory() as folder:
+        run = a_run(Path(folder))
+        eager, exported = (Predictor(run / f"best.{kind}", workers=-1) for kind in ("pt", "onnx"))
+        ways = {"eager": lambda: eager.probs(paths)[0], "exported": lambda: exported.probs(paths)[0],
+                "OpenVINO": openvino_way(run / "best.onnx", paths, exported.models[0])}
+        wanted = ways["eager"]()
+        differences = {name: np.abs(way() - wanted).max() for name, way in ways.items()}
+        same = all((way().argmax(1) == wanted.argmax(1)).all() for way in ways.values())
+        times = in_turn(ways, options.repeat)
+    assert same, "a label differs"
+    speeds = ", ".join(f"{name} {a_second(len(paths), seconds)}" for name, seconds in times.items())
+    for name, goal in {"eager": ">= 2", "OpenVINO": ""}.items():
+        yield row(f"many answers: {name} / exported", times[name], times["exported"], goal, speeds)
+    yield f"| many answers: largest difference of a probability | {max(differences.values()):.0e} | <= 1e-3 | | labels all the same |"
+
+
+if __name__ == "__main__":
+    command(measure)

@@ -1,0 +1,35 @@
+"""Eight views against one, decoding included: ours, which are cut before the network, and ttach's, which repeat the whole."""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.answer import a_run
+from benchmarks.timing import Options, command, in_turn, row
+
+
+def ttach_way(trained, paths: list[str]):
+    """ttach around the same network on the same loader; its eight: mirrored or not, turned four ways."""
+    import ttach
+    from torch import nn
+
+    import engine
+    from dataset import Batches, Photos, make_loader
+    network = ttach.ClassificationTTAWrapper(nn.Sequential(trained.model, nn.Softmax(1)), ttach.aliases.d4_transform())
+    loader = make_loader(Photos(paths, trained.views, 0, trained.detail), Batches(len(paths), trained.batch), workers=-1)
+    return lambda: engine.predict_probs(network, loader, len(trained.classes), trained.accelerator)
+
+
+def measure(options: Options):
+    from predict import Predictor
+    paths = options.photos(64)
+    with tempfile.TemporaryDirectory() as folder:
+        run = a_run(Path(folder))
+        one, eight = (Predictor(run / "best.pt", tta=views, workers=-1) for views in (1, 8))
+        times = in_turn({"1": lambda: one.probs(paths), "8": lambda: eight.probs(paths), "theirs": ttach_way(one.models[0], paths)},
+                        options.repeat)
+    yield row("views: ours, 8 / 1", times["8"], times["1"], "<= 8")
+    yield row("views: ttach's 8 / ours 8", times["theirs"], times["8"], ">= 1.0")
+
+
+if __name__ == "__main__":
+    command(measure)

@@ -1,0 +1,64 @@
+"""Decoded photos kept on the disk, so that no epoch after the first decodes them again."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from photos import PhotoError, read_photo
+
+
+class PhotoCache:
+    """read_photo with a memory: a photo is decoded once, by whichever worker or process comes first, and then mapped from a file.
+
+    folder: where the files lie until the program ends, for all its runs (folds); a run that was killed leaves it, and uses it
+    when it goes on.
+    limit: bytes in all, and never more than half of what the disk has free, as checkpoints need room too; what does not fit
+    is decoded each time. The system keeps the files in memory that is free, and takes it back when it needs it.
+    A file is found by the photo's path, time of change, size, and the detail asked for, so what comes out is byte for byte
+    what read_photo would give.
+    """
+
+    def __init__(self, folder: Path, limit: int):
+        folder.mkdir(exist_ok=True)
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)  # workers leave by another door
+        self.folder, self.limit = folder, min(limit, shutil.disk_usage(folder).free // 2)
+        self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in folder.iterdir()))
+
+    def read(self, path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
+        """The photo, read-only if it was kept. Raises PhotoError."""
+        try:
+            state = os.stat(path)
+        except OSError as error:
+            raise PhotoError(f"cannot be opened ({error.strerror})") from error
+        key = f"{os.path.abspath(path)} {state.st_mtime_ns} {state.st_size} {min_side}"
+        file = self.folder / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}.npy"
+        try:
+            return np.load(file, mmap_mode="r").view(np.ndarray)
+        except FileNotFoundError:
+            photo = read_photo(path, min_side)
+        with contextlib.suppress(OSError):  # a disk that fills up all the same ends the keeping, not the training
+            self._keep(file, photo)
+        return photo
+
+    def _keep(self, file: Path, photo: np.ndarray) -> None:
+        with self.used.get_lock():
+            if self.used.value + photo.nbytes > self.limit:
+                return
+            self.used.value += photo.nbytes
+        handle, part = tempfile.mkstemp(dir=self.folder)
+        try:
+            with open(handle, "wb") as out:
+                np.save(out, photo)
+            os.replace(part, file)  # another worker sees all of it or nothing
+        except OSError:
+            os.unlink(part)
+            raise

@@ -1,0 +1,42 @@
+"""How like the classes a photo is: a photo of something else has a likeliest class too."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Known(nn.Module):
+    """features (B, F), logits (B, K) → (B,) in 0..1, higher for photos like those of the classes; fp32.
+
+        sure = -entropy(softmax(logits));  near = max_k cos(features, mean features of class k)
+        known = sigmoid(z(sure) + z(near)),   z by mean and deviation over validation photos
+
+    A photo of a class that is missing leaves the model in doubt between its own; a photo of no fungus at all may not, but
+    lies far from all of them. docs/EXPERIMENTS.md has what this was chosen from. Buffers alone, so they travel with the
+    weights and into an exported graph; until `fit` the score says nothing.
+    """
+
+    def __init__(self, num_classes: int, num_features: int):
+        super().__init__()
+        self.register_buffer("means", torch.zeros(num_classes, num_features))
+        self.register_buffer("centre", torch.zeros(2))
+        self.register_buffer("spread", torch.ones(2))
+
+    def signs(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """(B, 2): sure, near."""
+        log_probs = logits.float().log_softmax(1)
+        sure = (log_probs.exp() * log_probs).sum(1)
+        near = F.cosine_similarity(features.float()[:, None], self.means, dim=2).amax(1)
+        return torch.stack([sure, near], 1)
+
+    def forward(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return ((self.signs(features, logits) - self.centre) / self.spread).sum(1).sigmoid()
+
+    def fit(self, features: torch.Tensor, labels: torch.Tensor, val_features: torch.Tensor, val_logits: torch.Tensor) -> None:
+        """Class means of training photos, features (N, F) with labels int64 (N,); z from validation photos (M, F), (M, K)."""
+        self.means.copy_(torch.stack([features[labels == k].mean(0) for k in range(len(self.means))]))
+        signs = self.signs(val_features, val_logits)
+        self.centre.copy_(signs.mean(0))
+        self.spread.copy_(signs.std(0, correction=0).clamp(min=1e-6))

@@ -1,0 +1,48 @@
+import numpy as np
+import pytest
+
+from predict import Predictor
+
+pytest.importorskip("pytorch_grad_cam", reason="pip install -r requirements-extra.txt")
+from tools.app import MOST, WORDS, App
+
+
+@pytest.fixture(scope="module")
+def app(run):
+    return App((run / "best.pt",))
+
+
+def test_photos_of_one_find_are_averaged_and_a_bad_one_is_named(app, run, drawn, tmp_path):
+    (tmp_path / "bad.jpg").write_bytes(b"x")
+    photos = [str(drawn / "Boletus" / f"boletus_000{i}.jpg") for i in (1, 2)]
+    answer, words, pictures = app.answer([*photos, str(tmp_path / "bad.jpg")], "English")
+    mean = Predictor(run / "best.pt").probs(photos)[0].mean(0)
+    assert list(answer.values()) == pytest.approx(np.sort(mean)[::-1].tolist(), abs=1e-6)
+    assert "bad.jpg: not a photo" in words
+    assert "never eat" in words
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 4   # each photo and its heat map
+
+
+def test_what_is_unsure_or_deadly_is_said_in_the_reader_s_language(app, drawn, monkeypatch):
+    photo = [str(drawn / "Amanita" / "amanita_0001.jpg")]
+
+    def sure(prob: float):
+        probs = np.full((1, 9), (1 - prob) / 8)
+        probs[0, app.predictor.classes.index("Amanita")] = prob
+        monkeypatch.setattr(app.predictor, "probs", lambda paths: (probs, {}))
+        return app.answer(photo, "中文")
+
+    assert WORDS["中文"]["unknown"] in sure(0.4)[1]
+    answer, words, _ = sure(0.9)
+    assert WORDS["中文"]["unknown"] not in words
+    assert next(iter(answer)) == "Amanita 鹅膏属"
+    assert "Amanita 鹅膏属中有致命的种类" in words
+
+
+def test_no_photo_and_too_many_are_told(app):
+    assert app.answer(None, "English")[1] == WORDS["English"]["none"]
+    assert app.answer(["x.jpg"] * (MOST + 1), "English")[1] == WORDS["English"]["many"]
+
+
+def test_both_languages_say_the_same_things():
+    assert set(WORDS["English"]) == set(WORDS["中文"])

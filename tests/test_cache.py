@@ -1,0 +1,82 @@
+import os
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import cache
+from cache import PhotoCache
+from dataset import Batches, Photos, make_loader
+from photos import PhotoError, read_photo
+from transforms import RandomViews
+
+
+@pytest.fixture
+def paths(drawn):
+    return [str(path) for path in sorted(drawn.rglob("*.jpg"))[::6]]
+
+
+def no_decoding(monkeypatch):
+    def refuse(path, min_side):
+        raise AssertionError(f"{path} was decoded again")
+    monkeypatch.setattr(cache, "read_photo", refuse)
+
+
+def batches_of(paths, read, workers: int) -> list:
+    sampler = Batches(len(paths), batch=4, seed=0)
+    loader = make_loader(Photos(paths, RandomViews(48, 1), seed=0, min_side=72, read=read), sampler, workers)
+    found = []
+    for sampler.epoch in range(3):
+        found += [(images, index) for images, index, _ in loader]
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_byte_for_byte_with_the_cache(paths, tmp_path, workers):
+    kept = PhotoCache(tmp_path / "decoded", 10**9)
+    for (images, index), (same, same_index) in zip(batches_of(paths, read_photo, 0), batches_of(paths, kept.read, workers), strict=True):
+        assert torch.equal(index, same_index)
+        assert torch.equal(images, same)
+    assert len(os.listdir(tmp_path / "decoded")) == len(paths)  # whole files only, one a photo
+
+
+def test_what_workers_decoded_no_one_decodes_again(paths, tmp_path, monkeypatch):
+    kept = PhotoCache(tmp_path / "decoded", 10**9)
+    batches_of(paths, kept.read, workers=2)
+    wanted = [read_photo(path, 72) for path in paths]
+    no_decoding(monkeypatch)
+    for path, photo in zip(paths, wanted, strict=True):
+        np.testing.assert_array_equal(kept.read(path, 72), photo)
+    again = PhotoCache(tmp_path / "decoded", 10**9)  # a killed run that goes on
+    np.testing.assert_array_equal(again.read(paths[0], 72), wanted[0])
+    assert again.used.value >= kept.used.value
+
+
+def test_the_limit_holds_with_several_workers(paths, tmp_path):
+    limit = sum(read_photo(path, 72).nbytes for path in paths) // 2
+    kept = PhotoCache(tmp_path / "decoded", limit)
+    batches_of(paths, kept.read, workers=2)
+    sizes = [np.load(tmp_path / "decoded" / name).nbytes for name in os.listdir(tmp_path / "decoded")]
+    assert limit / 2 < sum(sizes) == kept.used.value <= limit
+
+
+def test_a_photo_that_changed_or_vanished_is_not_answered_from_the_past(paths, tmp_path):
+    kept = PhotoCache(tmp_path / "decoded", 10**9)
+    photo = tmp_path / "a.png"
+    for value in (10, 200):
+        cv2.imwrite(str(photo), np.full((20 + value, 20, 3), value, np.uint8))
+        assert kept.read(photo).max() == value
+    assert kept.read(paths[0], 0).shape != kept.read(paths[0], 72).shape
+    photo.unlink()
+    with pytest.raises(PhotoError, match="cannot be opened"):
+        kept.read(photo)
+
+
+def test_a_full_disk_ends_the_keeping_and_nothing_else(paths, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(cache.np, "save", full)
+    kept = PhotoCache(tmp_path / "decoded", 10**9)
+    np.testing.assert_array_equal(kept.read(paths[0], 72), read_photo(paths[0], 72))
+    assert not os.listdir(tmp_path / "decoded")

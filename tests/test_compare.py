@@ -1,0 +1,45 @@
+import pytest
+
+import record
+from tools import compare
+
+
+@pytest.fixture
+def experiments(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    scores = {"val_accuracy": "0.7", "val_loss": "0.9"}
+    record.add_experiment("runs/a", {"data": "my photos", "out": "runs/a"}, scores, 3.0)
+    record.add_experiment("runs/b", {"data": "my photos", "lr": 0.01, "quiet": True}, {"val_accuracy": "0.8", "val_loss": "1.0"}, 9.0)
+    record.add_experiment("runs/c", {"data": "my photos", "rho": 0.0}, scores | {"test_accuracy": "0.6"}, 5.0)
+    return tmp_path / "runs" / "experiments.csv"
+
+
+def test_only_knobs_that_differ_have_a_column_and_scores_stay_in_theirs(experiments):
+    runs, same = compare.read_runs(experiments)
+    assert same == "data=my photos"
+    assert list(runs) == ["run", "accuracy", "loss", "minutes", "test_accuracy", "lr", "rho"]
+    assert runs.lr.tolist() == ["", "0.01", ""]
+    assert runs.test_accuracy.tolist() == ["", "", "0.6"]
+
+
+def test_the_best_of_each_column_is_marked_and_equals_share_it(experiments):
+    marks = compare.best_values(compare.read_runs(experiments)[0])
+    assert marks.accuracy.tolist() == [False, True, False]
+    assert marks.loss.tolist() == [True, False, True]
+    assert marks.minutes.tolist() == [True, False, False]
+    assert not marks.lr.any()
+
+
+def test_the_table_is_printed_best_first_and_the_page_marks_it(experiments, capsys):
+    compare.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["2", "runs/b", "0.8*"]
+    assert "data=my photos" in lines[4]
+    assert "<td class=best>0.8</td>" in (experiments.parent / "compare.html").read_text()
+    with pytest.raises(record.RunError, match="no such column"):
+        compare.main(score="f2")
+
+
+def test_no_record_is_told(tmp_path):
+    with pytest.raises(record.RunError, match="no such record"):
+        compare.read_runs(tmp_path / "none.csv")

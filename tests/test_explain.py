@@ -1,0 +1,66 @@
+import builtins
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import predict
+from explain import Explainer, ExplainError
+from model import build_model
+from photos import read_photo
+from predict import Options
+
+pytest.importorskip("pytorch_grad_cam", reason="pip install -r requirements-extra.txt")
+
+
+def saved(path, model: str, size: int):
+    torch.manual_seed(0)
+    weights = build_model(model, 3, "none").state_dict()
+    checkpoint.save(path, {"model": model, "head": "linear", "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0,
+                           "temperature": 1.0, "config": {}, "weights": weights})
+    return path
+
+
+def test_the_heat_map_is_grad_cam_by_its_formula(tmp_path, rng):
+    # Where pooling and a linear head follow the last stage A at once: heat = relu(sum_c w_kc A_c), scaled to 0..1.
+    explain = Explainer(saved(tmp_path / "m.pt", "test_resnet", 96))
+    photo = rng.integers(0, 256, (96, 96, 3), np.uint8)
+    square, heat = explain(photo, 1)
+    np.testing.assert_array_equal(square, photo)
+    kept = []
+    explain.model.backbone.layer4.register_forward_hook(lambda module, inputs, out: kept.append(out.detach()))
+    explain.model(torch.from_numpy(photo).permute(2, 0, 1)[None])
+    by_hand = torch.einsum("c,chw->hw", explain.model.head.weight[1], kept[0][0]).relu().detach().numpy()
+    by_hand = cv2.resize((by_hand - by_hand.min()) / (np.ptp(by_hand) + 1e-7), (96, 96))
+    np.testing.assert_allclose(heat, by_hand / by_hand.max(), atol=0.02)
+    assert heat.max() == pytest.approx(1, abs=1e-3)
+
+
+def test_tokens_are_no_picture(tmp_path, rng):
+    explain = Explainer(saved(tmp_path / "m.pt", "test_vit", 160))
+    with pytest.raises(ExplainError, match="not a picture but tokens"):
+        explain(rng.integers(0, 256, (160, 160, 3), np.uint8), 0)
+
+
+def test_predict_draws_one_answer_large_and_several_as_a_sheet(run, drawn, tmp_path):
+    best, photos = (run / "best.pt",), sorted(drawn.rglob("*.jpg"))[:4]
+    predict.main(Options((photos[0],), checkpoint=best, explain=tmp_path / "one.png"))
+    predict.main(Options(tuple(photos), checkpoint=best, explain=tmp_path / "four.png"))
+    one, four = read_photo(tmp_path / "one.png").shape, read_photo(tmp_path / "four.png").shape
+    assert one[1] > 2 * one[0]    # photo, heat map, bars: side by side
+    assert four[0] > 0.4 * four[1]  # two rows of three pairs
+
+
+def test_the_missing_package_is_named_with_the_remedy(run, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("pytorch_grad_cam"):
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ExplainError, match=r"pip install -r requirements-extra.txt"):
+        Explainer(run / "best.pt")

@@ -1,0 +1,68 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+
+import engine
+from dataset import Batches, Photos, make_loader
+from known import Known
+from model import build_model
+from views import FixedViews
+
+
+def test_known_by_hand():
+    known = Known(2, 2)
+    features = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
+    logits = torch.tensor([[50.0, 0.0], [0.0, 0.0]])            # certain: entropy 0; torn: entropy log 2
+    val = torch.tensor([[5.0, 0.0], [1.0, 1.0]])                # cosine 1, and 1 / sqrt 2
+    known.fit(features, torch.tensor([0, 1, 1]), val, logits)
+    assert known.means.tolist() == [[2, 0], [0, 2]]
+    torch.testing.assert_close(known.centre, torch.tensor([-np.log(2) / 2, (1 + 2**-0.5) / 2], dtype=torch.float32))
+    # both signs of both photos lie one deviation from their mean: z = (1, 1) and (-1, -1)
+    torch.testing.assert_close(known(val, logits), torch.tensor([2.0, -2.0]).sigmoid(), atol=1e-4, rtol=0)
+    # as certain as the first, but across both classes' means: lower
+    assert known(torch.tensor([[-1.0, -1.0]]), logits[:1]) < known(val, logits).min()
+
+
+def test_the_length_of_features_and_shifted_logits_change_nothing():
+    torch.manual_seed(0)
+    known, features, logits = Known(3, 8), torch.rand(9, 8), torch.randn(9, 3)
+    known.fit(features, torch.arange(9) % 3, features, logits)
+    torch.testing.assert_close(known(7 * features, logits + 5), known(features, logits))
+
+
+@pytest.fixture(scope="module")
+def learnt(drawn, accelerator):
+    """A small model whose head knows five genera, and what learn_trust found with all photos on both sides."""
+    torch.manual_seed(0)
+    model = build_model(SMALL, 5, "none")
+    paths = [str(path) for folder in sorted(drawn.iterdir())[:5] for path in sorted(folder.glob("*.jpg"))]
+    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 16), 0)
+    labels = torch.arange(60) // 12
+    engine.fit_head(model, loader, labels, accelerator, lambda photos: None)
+    return model, loader, *engine.learn_trust(model, loader, labels, loader, labels, accelerator)
+
+
+def test_the_limit_calls_one_photo_in_twenty_unknown(learnt, accelerator):
+    model, loader, answers, trust = learnt
+    probs, known, errors = engine.predict(model, loader, 5, accelerator, trust["temperature"])
+    assert not errors
+    assert ((known > 0) & (known < 1)).all()
+    assert (known < trust["known_limit"]).sum() == 3
+    assert 0.1 <= trust["temperature"] <= 10
+    assert trust["ece"] >= 0
+    np.testing.assert_allclose(probs, engine.predict_probs(model, loader, 5, accelerator, trust["temperature"])[0])
+    np.testing.assert_allclose(answers, probs, atol=1e-4)  # what was judged is what will be answered
+
+
+def test_what_is_known_travels_with_the_weights_and_through_views(learnt, accelerator):
+    model, loader, *_ = learnt
+    other = build_model(SMALL, 5, "none")
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    two = make_loader(Photos(loader.dataset.paths[:4], FixedViews(64, 1.0, 2), 0, 0), Batches(4, 4), 0)
+    _, known, _ = engine.predict(other, two, 5, accelerator)
+    with torch.inference_mode():
+        each = torch.stack([model.judge(images[0])[1] for images in (two.dataset[0, i][0][None] for i in range(4))])
+    np.testing.assert_allclose(known, each.mean(1), atol=1e-4)

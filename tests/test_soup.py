@@ -1,0 +1,41 @@
+import dataclasses
+
+import pytest
+import torch
+
+import checkpoint
+import main
+from checkpoint import CheckpointError
+from tools import soup
+
+
+@pytest.fixture
+def runs(small_config, tmp_path):
+    return [main.train(dataclasses.replace(small_config, epochs=1, lr=lr, out=tmp_path / str(lr))) / "best.pt" for lr in (0.001, 0.05)]
+
+
+def test_mean_weights_by_hand():
+    mean = soup.mean_weights([{"w": torch.tensor([1.0, 4.0]), "n": torch.tensor(3)}, {"w": torch.tensor([3.0, 0.0]), "n": torch.tensor(9)}])
+    assert mean["w"].tolist() == [2, 2]
+    assert mean["n"] == 3
+
+
+def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tmp_path, capsys):
+    soup.main(tuple(runs), out=tmp_path / "soup.pt", batch=16, workers=0)
+    one, two, mean = (checkpoint.load(path)["weights"] for path in [*runs, tmp_path / "soup.pt"])
+    torch.testing.assert_close(mean["head.weight"], (one["head.weight"] + two["head.weight"]) / 2)
+    assert not torch.equal(mean["backbone.bn1.running_mean"], (one["backbone.bn1.running_mean"] + two["backbone.bn1.running_mean"]) / 2)
+    lines = capsys.readouterr().out.splitlines()
+    for path, line in zip([*runs, tmp_path / "soup.pt"], lines[-3:], strict=True):
+        assert line.startswith(f"{path}: accuracy 0.")
+    for path, line in zip(runs, lines[-3:], strict=False):
+        assert f"accuracy {checkpoint.load(path)['history'][-1]['val_accuracy']:.4f}" in line
+
+    soup.main((runs[0], runs[0]), out=tmp_path / "same.pt", greedy=True, workers=0)
+    assert "head.weight" in checkpoint.load(tmp_path / "same.pt")["weights"]
+    other = {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"} | {"classes": ["x"] * 9}
+    checkpoint.save(tmp_path / "other.pt", other)
+    with pytest.raises(CheckpointError, match="other.pt: has another classes"):
+        soup.main((runs[0], tmp_path / "other.pt"), out=tmp_path / "soup.pt")
+    with pytest.raises(CheckpointError, match="no such table"):
+        soup.main((tmp_path / "soup.pt",), out=tmp_path / "again.pt")

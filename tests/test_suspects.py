@@ -1,0 +1,38 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from dataset import DataError
+from tools import suspects
+
+
+@pytest.fixture
+def table(drawn, rng):
+    """36 photos of three genera, well told apart out of fold; two stand under a wrong label."""
+    genera = ["Agaricus", "Amanita", "Boletus"]
+    paths = [str(path) for genus in genera for path in sorted((drawn / genus).glob("*.jpg"))]
+    probs = 0.02 * rng.dirichlet(np.ones(3), 36) + 0.98 * (0.1 + 0.7 * np.eye(3)[np.arange(36) // 12])
+    probs[[3, 30]] = [0.9, 0.05, 0.05], [0.05, 0.05, 0.9]
+    labels = np.repeat(genera, 12)
+    labels[[3, 30]] = ["Boletus", "Amanita"]
+    return pd.DataFrame({"image": paths, "label": labels, "fold": 0, **dict(zip(genera, probs.T, strict=True))})
+
+
+def test_the_photos_under_a_wrong_label_are_found_and_shown(table, tmp_path, capsys):
+    table.to_csv(tmp_path / "oof.csv", index=False)
+    suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")
+    found = pd.read_csv(tmp_path / "suspects.csv")
+    assert set(found.image) == set(table.image[[3, 30]])
+    assert dict(zip(found.label, found.answer, strict=True)) == {"Boletus": "Agaricus", "Amanita": "Boletus"}
+    assert (found.prob < found.answer_prob).all()
+    assert found.prob.is_monotonic_increasing
+    assert (tmp_path / "suspects.png").stat().st_size > 10_000
+    assert "2 of 36 labels in doubt" in capsys.readouterr().out
+
+
+def test_another_table_is_named_with_the_remedy(table, tmp_path):
+    with pytest.raises(DataError, match=r"none.csv: no such table. Give the oof.csv"):
+        suspects.main(tmp_path / "none.csv")
+    table.drop(columns="Amanita").to_csv(tmp_path / "cut.csv", index=False)
+    with pytest.raises(DataError, match=r"first line must be image,label,fold"):
+        suspects.main(tmp_path / "cut.csv")

@@ -1,0 +1,39 @@
+"""find_lr and tune, in small."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tools import find_lr
+
+
+def test_the_suggested_rate_is_a_tenth_of_where_the_loss_is_least():
+    rates = np.geomspace(1e-5, 1, 101)
+    losses = (np.log10(rates) + 2) ** 2           # least at 0.01
+    smooth, best = find_lr.suggest(rates, losses, memory=0.0)
+    np.testing.assert_allclose(smooth, losses)
+    assert best == pytest.approx(0.001)
+    assert find_lr.suggest(np.array([1e-3, 1e-2]), np.array([1.0, 0.0]), memory=0.5)[0].tolist() == [1, pytest.approx(1 / 3)]
+
+
+def test_the_rate_climbs_over_more_than_an_epoch_and_is_drawn(small_config, tmp_path, capsys):
+    config = dataclasses.replace(small_config, batch=32, rho=0.0, head_first=False)   # 3 steps an epoch
+    rates, losses = find_lr.find_lr(config, steps=7)
+    np.testing.assert_allclose(rates, np.geomspace(1e-5, 1, 7)[:len(rates)])
+    assert 4 <= len(losses) <= 7
+
+
+def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
+    pytest.importorskip("optuna", reason="pip install -r requirements-extra.txt")
+    from test_main import flags
+
+    from tools.tune import tune
+    own = tuple(flags(dataclasses.replace(small_config, epochs=1, out=None, rho=0.05)))
+    own = tuple(part for part in own if part != "None")
+    study = tune(own, 1, tmp_path / "study")
+    assert study.trials[0].params == {"lr": 0.002, "rho": 0.05, "mixup": 0.2, "weight_decay": 1e-4}
+    log = pd.read_csv(tmp_path / "study" / "trial-000" / "log.csv")
+    assert study.best_value == log.val_accuracy.max()
+    assert study.trials[0].intermediate_values == {0: log.val_accuracy[0], 1: log.val_accuracy.max()}

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+import metrics
+import trust
+
+
+def test_the_temperature_undoes_a_known_overconfidence(rng):
+    honest = rng.dirichlet(np.ones(4), 4000)
+    labels = (honest.cumsum(1) > rng.random((4000, 1))).argmax(1)                  # drawn as the probabilities say
+    boastful = trust.at_temperature(honest, 0.4)
+    temperature = trust.fit_temperature(boastful[:, None], labels)
+    assert temperature == pytest.approx(1 / 0.4, rel=0.05)
+    cooled = trust.at_temperature(boastful, temperature)
+    np.testing.assert_allclose(cooled, honest, atol=0.02)
+    assert metrics.calibration_error(cooled, labels) < 0.03 < metrics.calibration_error(boastful, labels)
+    assert (cooled.argmax(1) == boastful.argmax(1)).all()                          # no answer changes
+
+
+def test_a_certain_error_does_not_break_the_temperature():
+    with np.errstate(divide="raise", invalid="raise"):
+        assert 1 < trust.fit_temperature(np.array([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]]), np.array([0, 1, 1])) <= 10
+
+
+def test_views_are_averaged_after_the_temperature_as_an_answer_is():
+    # two views, certain of 0 and undecided: at T the mean is (s(log 9 / T) + 1/2) / 2, least surprised by half and half when T is largest
+    probs = np.array([[[0.9, 0.1], [0.5, 0.5]]] * 2)
+    assert trust.fit_temperature(probs, np.array([0, 1])) == pytest.approx(10, rel=0.01)
+    assert trust.at_temperature(probs, 0.5)[0, 0] == pytest.approx([0.81 / 0.82, 0.01 / 0.82])
+
+
+def test_the_limit_keeps_19_of_20():
+    known = np.linspace(0, 1, 1000)
+    assert (known >= trust.known_limit(known)).mean() == pytest.approx(0.95, abs=0.001)
+
+
+def test_notes_go_by_any_name_in_any_case():
+    notes = trust.read_notes(["amanita", "GALERINA", "鹅膏菌属", "Suillus", "Fomes", "cat", ""])
+    assert {name: note["danger"] for name, note in notes.items()} == {
+        "amanita": "deadly", "GALERINA": "deadly", "鹅膏菌属": "deadly", "Suillus": "poisonous"}
+    assert "A. phalloides" in notes["amanita"]["note"]
+
+
+def test_the_warning_adds_up_the_deadly_and_names_the_likeliest():
+    classes = ["Agaricus", "Amanita", "Galerina", "Fomes"]
+    notes = {name: {"danger": danger, "note": note} for name, danger, note in [
+        ("Agaricus", "poisonous", "stomach"), ("Amanita", "deadly", "death cap"), ("Galerina", "deadly", "funeral bell")]}
+
+    def line(*probs):
+        return trust.warning(np.array(probs), classes, notes)
+
+    assert line(0.7, 0.1, 0.2, 0.0) == "30% on genera with deadly species. Galerina: funeral bell."
+    assert line(0.9, 0.04, 0.02, 0.04) == "6% on genera with deadly species. Amanita: death cap."  # neither alone is noticeable
+    assert line(0.96, 0.02, 0.02, 0.0) == "96% on genera with poisonous species. Agaricus: stomach."
+    assert line(0.02, 0.02, 0.02, 0.94) == ""
+
+
+def test_the_list_of_genera_calls_nothing_harmless_and_names_its_sources():
+    import csv
+    with trust.GENERA.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["genus"] for row in rows}) == len(rows)
+    assert {row["danger"] for row in rows} == {"deadly", "poisonous", ""}
+    for row in rows:
+        assert bool(row["note"]) == bool(row["source"]) == bool(row["danger"])
+        assert not {"safe", "harmless", "edible"} & set(row["note"].lower().replace(",", " ").split())
+    classic = {"Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma", "Hygrocybe", "Lactarius", "Russula", "Suillus"}
+    assert classic | {"Galerina", "Lepiota", "Gyromitra"} <= {row["genus"] for row in rows}

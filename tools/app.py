@@ -1,0 +1,115 @@
+"""A page to ask the model from a browser or a phone: `python -m tools.app`, then open the address it prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from explain import Explainer, ExplainError, overlay
+from photos import read_photo
+from predict import CAUTION, Predictor, newest_checkpoint
+
+MOST, LARGEST = 8, "20mb"  # photos of one find, and the size of one
+UNSURE = 0.5               # below this probability of the likeliest, the page says "unknown"
+DEADLY = {"Amanita": "鹅膏属", "Conocybe": "锥盖伞属", "Cortinarius": "丝膜菌属", "Entoloma": "粉褶蕈属", "Galerina": "盔孢伞属",
+          "Gyromitra": "鹿花菌属", "Inocybe": "丝盖伞属", "Lepiota": "环柄菇属", "Russula": "红菇属", "Tricholoma": "口蘑属"}
+WORDS = {
+    "English": {
+        "title": f"# Which mushroom is it?\nUp to {MOST} photos of one find. On a phone, tap to take one.",
+        "photos": "Photos", "ask": "Ask",
+        "answer": "Answer", "heat": "What spoke for it", "none": "Add a photo first.",
+        "many": f"More than {MOST} photos: take the best {MOST}.",
+        "unknown": "Unknown: no class is likely enough. Try a closer photo, one from below, or it is none of these.",
+        "deadly": "{} has deadly species.", "bad": "{}: {}", "caution": CAUTION},
+    "中文": {
+        "title": f"# 这是什么蘑菇？\n同一蘑菇的照片，最多 {MOST} 张。手机上点按即可拍照。", "photos": "照片", "ask": "识别",
+        "answer": "结果", "heat": "判断依据", "none": "请先添加照片。", "many": f"照片超过 {MOST} 张：请选最好的 {MOST} 张。",
+        "unknown": "无法判断：没有足够可能的类别。请拍近一些、拍菌盖下面，或者它不在可识别的范围内。",
+        "deadly": "{}中有致命的种类。", "bad": "{}：{}", "caution": "这只是程序根据照片的猜测：切勿据此食用任何蘑菇。"},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    checkpoint: tuple[Path, ...] = ()  # one or many best.pt, averaged; none = that of the newest run under runs/
+    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = all who can reach it
+    port: int = 7860  # 0 = any that is free
+
+
+class App:
+    """The page's answers. predictor and explainer share their first checkpoint."""
+
+    def __init__(self, checkpoints: tuple[Path, ...]):
+        self.predictor, self.explainer = Predictor(*checkpoints), Explainer(checkpoints[0])
+
+    def answer(self, paths: list[str] | None, language: str) -> tuple[dict[str, float] | None, str, list[np.ndarray]]:
+        """Photos of one find → {name: probability}, averaged over those that can be read; words; each and its heat map."""
+        words = WORDS[language]
+        if not paths or len(paths) > MOST:
+            return None, words["many" if paths else "none"], []
+        probs, errors = self.predictor.probs(paths)
+        lines = [words["bad"].format(Path(paths[i]).name, why) for i, why in errors.items()]
+        read = [i for i in range(len(paths)) if i not in errors]
+        if not read:
+            return None, "\n\n".join(lines), []
+        mean = probs[read].mean(0)
+        likely = [(self.predictor.classes[k], float(mean[k])) for k in mean.argsort()[::-1]]
+        if likely[0][1] < UNSURE:
+            lines.insert(0, f"**{words['unknown']}**")
+        lines += [f"**{words['deadly'].format(local(name, language))}**" for name, prob in likely[:3] if name in DEADLY and prob > 0.01]
+        pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read]
+        pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
+        return {local(name, language): prob for name, prob in likely}, "\n\n".join([*lines, words["caution"]]), pictures
+
+    def page(self):
+        import gradio as gr
+        with gr.Blocks(title="Mushrooms", analytics_enabled=False, delete_cache=(600, 3600)) as page:  # seconds: uploads go within the hour
+            english = WORDS["English"]
+            language = gr.Radio(list(WORDS), value="English", show_label=False, container=False)
+            title = gr.Markdown(english["title"])
+            with gr.Row():
+                with gr.Column():
+                    photos = gr.File(label=english["photos"], file_count="multiple", file_types=["image"], height=200)
+                    ask = gr.Button(english["ask"], variant="primary")
+                with gr.Column():
+                    answer = gr.Label(label=english["answer"], num_top_classes=3)
+                    words = gr.Markdown(english["caution"])
+                    heat = gr.Gallery(label=english["heat"], columns=2, height="auto", buttons=[])
+            gr.on([ask.click, photos.upload], self.answer, [photos, language], [answer, words, heat])
+
+            def translate(chosen: str):
+                text = WORDS[chosen]
+                return (text["title"], gr.update(label=text["photos"]), text["ask"], gr.update(label=text["answer"], value=None),
+                        text["caution"], gr.update(label=text["heat"], value=None))
+
+            language.change(translate, language, [title, photos, ask, answer, words, heat])
+        return page
+
+
+def local(genus: str, language: str) -> str:
+    return f"{genus} {DEADLY[genus]}" if language == "中文" and genus in DEADLY else genus
+
+
+def main(options: Options) -> None:
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    try:
+        import gradio as gr
+    except ImportError:
+        sys.exit("the page needs the package gradio: pip install -r requirements-extra.txt")
+    checkpoints = options.checkpoint or (newest_checkpoint(),)
+    print(f"model: {', '.join(map(str, checkpoints))}", flush=True)
+    App(checkpoints).page().launch(
+        server_name=options.host, server_port=options.port or None, max_file_size=LARGEST,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), footer_links=[])  # no fonts from the net
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except (ValueError, ExplainError) as error:
+        sys.exit(str(error))

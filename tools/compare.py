@@ -1,0 +1,70 @@
+"""All runs side by side: `python -m tools.compare` reads runs/experiments.csv, prints the table and writes runs/compare.html."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+
+import plots
+import record
+from tools.page import image, section, table, write_page
+
+
+def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
+    """The record as text, a column for each knob in which runs differ ("" = default), and the knobs in which none does."""
+    if not file.is_file():
+        raise record.RunError(f"{file}: no such record. Each finished training adds a row; run main.py, or pass --file FILE.")
+    rows = record.read_table(file)
+    knobs = pd.DataFrame([dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index).fillna("")
+    same = [knob for knob in knobs if knobs[knob].nunique() == 1]
+    scores = rows.drop(columns=["settings", "finished"]).rename(columns=lambda name: name.removeprefix("val_"))
+    return scores.join(knobs.drop(columns=same)), " ".join(f"{knob}={knobs[knob].iloc[0]}" for knob in same)
+
+
+def best_values(runs: pd.DataFrame) -> pd.DataFrame:
+    """bool, of the same shape: the highest accuracy and F1, the lowest loss, calibration error and minutes; equals share it."""
+    marks = pd.DataFrame(False, index=runs.index, columns=runs.columns)
+    for name in runs:
+        values = pd.to_numeric(runs[name], errors="coerce")
+        if name.endswith(("accuracy", "f1")):
+            marks[name] = values == values.max()
+        elif name.endswith(("loss", "ece")) or name == "minutes":
+            marks[name] = values == values.min()
+    return marks
+
+
+def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"), score: str = "accuracy") -> None:
+    """file: the record. out: the page. score: what the plot shows against minutes: accuracy, macro_f1, loss, test_accuracy, ..."""
+    runs, same = read_runs(file)
+    if score not in runs:
+        raise record.RunError(f"--score {score}: the record has no such column. Take one of {', '.join(runs.columns[1:])}.")
+    marks = best_values(runs)
+    points = pd.DataFrame({"minutes": pd.to_numeric(runs.minutes), score: pd.to_numeric(runs[score])}).dropna()
+    order = points[score].sort_values(ascending=score.endswith("loss"), kind="stable").index
+    runs.insert(0, "no", np.arange(1, len(runs) + 1).astype(str))
+    marks.insert(0, "no", False)
+    listed = [*order, *runs.index.difference(order)]
+    starred = runs.where(~marks, runs + "*").loc[listed]
+    with pd.option_context("display.width", None, "display.max_colwidth", None, "display.unicode.east_asian_width", True):
+        print(starred.to_string(index=False))
+    print(f"* the best of its column. In all runs: {same or 'the defaults'}")
+    picture = out.with_suffix(".png")
+    plots.scores(picture, points, runs.no[points.index].tolist())
+    write_page(out, "Runs side by side",
+               section("Score and time", "Each number is a run of the table; the line joins those that none beats in both.",
+                       image(picture, f"{score} against minutes")),
+               section("All runs", f"Best first, the best of each column marked. In all runs: {same or 'the defaults'}.",
+                       table(runs.loc[listed], marks.loc[listed])))
+    print(out)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__)
+    except ValueError as error:
+        sys.exit(str(error))

@@ -1,0 +1,105 @@
+"""The learning rate to take: `python -m tools.find_lr --data FOLDER ...`, with main.py's own flags.
+
+The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM) until the loss is
+twice its first and a nat more (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least smoothed loss is suggested, as fastai
+does: the loss goes on falling for some steps at a rate that is already too high.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+
+import dataset
+import engine
+import plots
+from config import Config
+from console import Bar
+from dataset import Batches, Photos, make_loader
+from loss import Loss
+from main import USER_ERRORS, choose_precision
+from model import CosineHead, build_model, native_size, parameter_groups
+from sam import SAM
+from transforms import RandomViews
+from views import ANSWER_VIEWS, FixedViews
+
+LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
+
+
+def suggest(rates: np.ndarray, losses: np.ndarray, memory: float = 0.9) -> tuple[np.ndarray, float]:
+    """The losses as an exponential mean without its bias towards the first, and a tenth of the rate where that is least."""
+    weights = memory ** np.arange(len(losses))
+    smooth = np.array([weights[:i + 1][::-1] @ losses[:i + 1] / weights[:i + 1].sum() for i in range(len(losses))])
+    return smooth, float(rates[smooth.argmin()] / 10)
+
+
+def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
+    """Rates and losses of up to `steps` steps, until the loss has left its range."""
+    accelerator = Accelerator(mixed_precision=choose_precision()[0])
+    engine.keep_memory()
+    photos = dataset.split(dataset.find_trouble(dataset.load_table(config.data)), config.fold, config.folds, config.seed)
+    photos = photos[photos.side == "train"]
+    classes = sorted(photos.label.unique())
+    labels = torch.tensor([classes.index(label) for label in photos.label])
+    native, crop = native_size(config.model)
+    size = config.image_size or native
+
+    def loader_of(views, seed: int | None):
+        read = Photos(photos.path, views, config.seed, round(size * RandomViews.DETAIL))
+        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), seed), config.workers)
+
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
+    counts = labels.bincount(minlength=len(classes))
+    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
+    model, sgd = accelerator.prepare(model, sgd)
+    optimizer = SAM(sgd, config.rho, config.asam, config.sam_every)
+    if config.head_first:
+        with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
+            engine.fit_head(model, loader_of(FixedViews(size, crop, ANSWER_VIEWS), None), labels, accelerator, bar.update)
+    rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
+
+    def climb(step: int) -> None:
+        for group in sgd.param_groups:
+            group["lr"] = rates[step] * group.get("lr_scale", 1.0)
+
+    def too_high() -> bool:
+        return len(losses) == steps or not losses[-1] < 2 * np.mean(losses[:5]) + 1
+
+    loader = loader_of(RandomViews(size, 1), config.seed)
+    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": config.accumulate}
+    with Bar("climbing", steps, 0, accelerator, config.quiet) as bar:
+        def tick(loss: float) -> None:
+            losses.append(loss)
+            bar.tick(loss)
+
+        while not (losses and too_high()):
+            engine.train_one_epoch(
+                model, loader, labels, loss_of, optimizer, climb, None, accelerator, progress,
+                num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
+                keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=too_high, tick=tick)
+            progress |= {"epoch": progress["epoch"] + 1, "step": 0}
+    finite = np.isfinite(losses)
+    return rates[:len(losses)][finite], np.array(losses)[finite]
+
+
+def main(config: Config, picture: Path = Path("rate.png")) -> None:
+    """picture: where the curve goes."""
+    rates, losses = find_lr(config)
+    smooth, best = suggest(rates, losses)
+    plots.rate_search(picture, rates, losses, smooth, best)
+    print(f"{picture}: the loss was least near {10 * best:.2g}. Try --lr {best:.2g}; the default is {Config.lr}.")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
+    except USER_ERRORS as error:
+        sys.exit(str(error))

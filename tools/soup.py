@@ -1,0 +1,93 @@
+"""One model of several: `python -m tools.soup RUN/best.pt RUN/best.pt ... --out soup.pt` averages their weights."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from accelerate import Accelerator
+from torch.optim.swa_utils import update_bn
+from tyro.conf import Positional
+
+import checkpoint
+import engine
+import metrics
+import record
+from checkpoint import CheckpointError
+from dataset import Batches, Photos, make_loader
+from model import build_model
+from transforms import RandomViews
+from views import ANSWER_VIEWS, FixedViews
+
+
+def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"), greedy: bool = False, batch: int = 32,
+         workers: int = -1) -> None:
+    """The mean of the checkpoints' weights (Wortsman et al. 2022, arXiv 2203.05482), judged on the first run's validation photos.
+
+    checkpoints: best.pt of runs that began at the same pretrained weights, with the same classes and split: a photo that one of
+    them trained on must not judge. greedy: best first, each is added only if the accuracy does not fall. Raises CheckpointError.
+    """
+    saved = [checkpoint.load(path) for path in checkpoints]
+    for path, other in zip(checkpoints, saved, strict=True):
+        for what in ("model", "classes", "image_size", "crop"):
+            if other[what] != saved[0][what]:
+                raise CheckpointError(f"{path}: has another {what} than {checkpoints[0]}. Average models that differ in weights alone.")
+    first, accelerator = saved[0], Accelerator()
+    photos = checkpoints[0].parent / "photos.csv"
+    if not photos.is_file():
+        raise CheckpointError(f"{photos}: no such table. Leave {checkpoints[0].name} in its run's folder, beside the list of its photos.")
+    table = record.read_table(photos)
+    labels = {side: torch.tensor([first["classes"].index(label) for label in table.label[table.side == side]]) for side in ("train", "val")}
+    size, crop = first["image_size"], first["crop"]
+    model = build_model(first["model"], len(first["classes"]), "none", first["head"]).to(accelerator.device)
+
+    def loader_of(side: str, views: RandomViews | FixedViews, min_side: float):
+        paths = table.path[table.side == side]
+        return make_loader(Photos(paths, views, 0, round(min_side)), Batches(len(paths), max(1, batch // views.count)), workers)
+
+    val_loader = loader_of("val", FixedViews(size, crop), size / crop)
+    by_batch = any(not other["config"]["keep_batchnorm"] or other["config"]["weights"] == "none" for other in saved)
+
+    def accuracy(*weights: dict[str, torch.Tensor]) -> float:
+        """Of the mean of these weights, which the model has afterwards."""
+        model.load_state_dict(mean_weights(weights))
+        if by_batch and len(weights) > 1:                                  # statistics of other weights than these
+            views = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL)
+            update_bn((engine.to_device(images.flatten(0, -4), accelerator) for images, index, _ in views if len(index)), model)
+        probs, _ = engine.predict_probs(model, val_loader, len(first["classes"]), accelerator)
+        read = ~np.isnan(probs).any(1)
+        return metrics.accuracy(probs[read], labels["val"].numpy()[read])
+
+    alone = [accuracy(other["weights"]) for other in saved]
+    for path, score in zip(checkpoints, alone, strict=True):
+        print(f"{path}: accuracy {score:.4f}")
+    order = sorted(range(len(saved)), key=lambda i: -alone[i])
+    chosen, score = (order[:1], alone[order[0]]) if greedy else (order, 0.0)
+    for i in order[1:] if greedy else []:
+        with_it = accuracy(*(saved[k]["weights"] for k in [*chosen, i]))
+        if with_it >= score:
+            chosen, score = [*chosen, i], with_it
+    score = accuracy(*(saved[k]["weights"] for k in chosen))
+    eval_loader = loader_of("train", FixedViews(size, crop), size / crop)
+    answer_loader = loader_of("val", FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL)
+    _, learnt = engine.learn_trust(model, eval_loader, labels["train"], answer_loader, labels["val"], accelerator)
+    trusted = {name: learnt[name] for name in ("temperature", "known_limit")}
+    checkpoint.save(out, {**first, "weights": model.state_dict(), **trusted})
+    print(f"{out}: accuracy {score:.4f}, the mean of {' '.join(str(checkpoints[k]) for k in chosen)}")
+
+
+def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The mean of each tensor; counters (whole numbers) are the first's."""
+    return {name: torch.stack([other[name] for other in weights]).mean(0) if first.is_floating_point() else first
+            for name, first in weights[0].items()}
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__)
+    except CheckpointError as error:
+        sys.exit(str(error))

@@ -1,0 +1,61 @@
+"""Photos that may stand under a wrong label: `python -m tools.suspects RUN/oof.csv` writes suspects.csv and suspects.png to look at."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import tyro
+from tyro.conf import Positional
+
+from dataset import DataError
+from photos import read_photo
+from pictures import contact_sheet
+from record import read_table, write_table
+from views import crop_view
+
+COLUMNS = ["image", "label", "fold"]  # of oof.csv, before a column of probability for each class
+
+
+def suspects(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table image, label, fold, CLASS... that confident learning doubts (Northcutt et al. 2021, arXiv 1911.00068),
+    most suspicious first, as columns image, label, prob (of the label), answer (the likeliest class), answer_prob.
+
+    The probabilities must be out of fold: a model knows by heart what it trained on, errors too.
+    """
+    try:
+        from cleanlab.filter import find_label_issues
+    except ImportError as error:
+        raise DataError("tools.suspects needs cleanlab: pip install cleanlab") from error
+    classes = [column for column in table.columns if column not in COLUMNS]
+    probs = table[classes].to_numpy(float)
+    labels = pd.Categorical(table.label, classes).codes.astype(int)
+    doubted = find_label_issues(labels, probs, return_indices_ranked_by="self_confidence", n_jobs=1)
+    return pd.DataFrame({"image": table.image.iloc[doubted], "label": table.label.iloc[doubted], "prob": probs[doubted, labels[doubted]],
+                         "answer": np.array(classes)[probs[doubted].argmax(1)], "answer_prob": probs[doubted].max(1)})
+
+
+def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: int = 48) -> None:
+    """predictions: oof.csv, image,label,fold and a column for each class. out: the list; its picture, of the first `most`, beside it."""
+    if not predictions.is_file():
+        raise DataError(f"{predictions}: no such table. Give the oof.csv of a run over all folds.")
+    table = read_table(predictions)
+    strange = set(table.get("label", [])) - set(table.columns)
+    if not {*COLUMNS} <= set(table.columns) or strange:
+        raise DataError(f"{predictions}: not a table of out-of-fold predictions ({', '.join(table.columns[:4])}, ...). "
+                        "Its first line must be image,label,fold and then the name of each class.")
+    found = suspects(table)
+    write_table(out, found.round(4))
+    shown = found.head(most)
+    contact_sheet(out.with_suffix(".png"), [crop_view(read_photo(image, 224), 224, 1.0) for image in shown.image],
+                  [f"{row.label} {row.prob:.0%}\n{row.answer} {row.answer_prob:.0%}?" for row in shown.itertuples()])
+    print(f"{out}: {len(found)} of {len(table)} labels in doubt; {out.with_suffix('.png')} shows the first {len(shown)}")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__)
+    except ValueError as error:
+        sys.exit(str(error))

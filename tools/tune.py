@@ -1,0 +1,101 @@
+"""Better settings by trying: `python -m tools.tune --trials 30 -- --data FOLDER --model ... --epochs 8`; after `--`, main.py's flags.
+
+Each trial is an ordinary run of main.py below OUT, with its own log; one that falls behind the median of the others is ended early.
+All is kept in OUT/study.db: the same command goes on where it stopped, and several may run at once. The best of many trials flatters
+itself: confirm it with other seeds and folds.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import tyro
+from tyro.conf import Positional
+
+from config import Config
+
+MAIN = Path(__file__).parents[1] / "main.py"
+PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
+
+
+def knobs(trial) -> dict[str, float]:
+    """What is tried: the few knobs that move the score; the rest follow from data and machine."""
+    return {"lr": trial.suggest_float("lr", 3e-4, 0.02, log=True), "rho": trial.suggest_float("rho", 0.0, 0.2, step=0.01),
+            "mixup": trial.suggest_float("mixup", 0.0, 0.8, step=0.1),
+            "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)}
+
+
+def arguments(values: dict) -> list[str]:
+    return [part for knob, value in values.items() for part in (f"--{knob.replace('_', '-')}", str(value))]
+
+
+def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
+    """The best validation accuracy of a run with the trial's knobs; the run reports each epoch by its log.csv."""
+    import optuna
+    folder = out / f"trial-{trial.number:03d}"
+    with (out / f"{folder.name}.txt").open("w") as screen:
+        command = [sys.executable, str(MAIN), *flags, *arguments(knobs(trial)), "--out", str(folder)]
+        process = subprocess.Popen(command, stdout=screen, stderr=screen)
+        seen = 0
+        try:
+            while True:
+                ended = process.poll() is not None  # asked before the log is read, so that its last row is not missed
+                log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else pd.DataFrame()
+                for row in log.iloc[seen:].itertuples():
+                    trial.report(log.val_accuracy[:row.Index + 1].max(), int(row.epoch))
+                    seen += 1
+                    if trial.should_prune() and not ended:
+                        raise optuna.TrialPruned
+                if ended:
+                    break
+                time.sleep(1)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)  # main.py finishes its step and saves
+                process.wait()
+    if process.returncode:
+        raise RuntimeError(f"{folder}: main.py ended with code {process.returncode}; {screen.name} says why.")
+    return float(log.val_accuracy.max())
+
+
+def tune(flags: tuple[str, ...], trials: int, out: Path):
+    """The optuna study after `trials` more trials; the first of all takes the defaults, so that a gain can be seen."""
+    import optuna
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    out.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="maximize",
+        sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
+    if not study.trials:
+        study.enqueue_trial({knob: getattr(Config, knob) for knob in ("lr", "rho", "mixup", "weight_decay")})
+
+    def tell(study, trial) -> None:
+        value = f"accuracy {trial.value:.4f}" if trial.state.name == "COMPLETE" else "ended early"
+        print(f"trial {trial.number:3d}  {value}  " + "  ".join(f"{knob} {v:.4g}" for knob, v in trial.params.items()), flush=True)
+
+    study.optimize(lambda trial: run_trial(trial, flags, out), n_trials=trials, callbacks=[tell])
+    return study
+
+
+def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = Path("runs/tune")) -> None:
+    """flags: main.py's own, after `--`. trials: how many more to make. out: folder of the study and its runs."""
+    try:
+        import optuna  # noqa: F401
+    except ImportError:
+        sys.exit("tuning needs the package optuna: pip install -r requirements-extra.txt")
+    best = tune(flags, trials, out).best_trial
+    command = shlex.join(["python", "main.py", *flags, *arguments({knob: f"{value:.4g}" for knob, value in best.params.items()})])
+    print(f"best: trial {best.number}, accuracy {best.value:.4f}. Confirm with other seeds:\n  {command} --seed 1")
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__)
+    except RuntimeError as error:
+        sys.exit(str(error))

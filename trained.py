@@ -1,0 +1,54 @@
+"""A checkpoint, ready to answer: predict.py's way through torch and timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+import checkpoint
+import engine
+from checkpoint import CheckpointError
+from dataset import Batches, Photos, make_loader
+from model import Classifier, build_model
+from transforms import RandomViews
+from views import VIEWS, FixedViews
+
+
+class Trained:
+    """A best.pt on the best device there is. Raises CheckpointError.
+
+    tta: views of each photo; tta_random: draws of the training augmentation instead of fixed ones. workers: processes
+    that read photos while the network works.
+    """
+
+    def __init__(self, path: Path, tta: int, tta_random: bool, batch: int, workers: int):
+        engine.keep_memory()
+        model, saved = load_model(path)
+        self.classes: list[str] = saved["classes"]
+        size, crop = saved["image_size"], saved["crop"]
+        self.views = RandomViews(size, tta) if tta_random else FixedViews(size, crop, tta)
+        self.detail = round(size * RandomViews.DETAIL if tta_random else size / crop * max(view.zoom for view in VIEWS[:tta]))
+        self.accelerator, self.temperature, self.batch, self.workers = Accelerator(), saved["temperature"], batch, workers
+        self.limit, self.notes = saved["known_limit"], saved["notes"]
+        self.model = model.to(self.accelerator.device)
+
+    def answers(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
+        photos = Photos(paths, self.views, seed=0, min_side=self.detail)
+        workers = self.workers if len(paths) > self.batch else 0  # to start them takes longer than to read one batch
+        loader = make_loader(photos, Batches(len(photos), max(1, self.batch // self.views.count)), workers)
+        return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
+
+
+def load_model(path: Path) -> tuple[Classifier, dict]:
+    """The network of a checkpoint, ready to evaluate on the CPU, and all that the checkpoint holds. Raises CheckpointError."""
+    saved = checkpoint.load(path)
+    model = build_model(saved["model"], len(saved["classes"]), "none", saved["head"])
+    try:
+        model.load_state_dict(saved["weights"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: its weights do not fit {saved['model']}: it was changed or is broken.") from error
+    return model.eval(), saved

@@ -1,0 +1,77 @@
+"""How far an answer may be trusted: the temperature of its probabilities, the limit of the unknown, the deadly look-alikes.
+
+numpy alone, so that an exported model's answers are judged by the same lines as a checkpoint's.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+GENERA = Path(__file__).parent / "data/genera.csv"
+KEPT = 0.95        # share of validation photos that are not called unknown
+NOTICEABLE = 0.05  # probability from which a danger is named
+DANGERS = ("deadly", "poisonous")
+
+
+def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
+    """The T that makes the mean over views of softmax(log p / T) least surprised by the labels (Guo et al. 2017, arXiv 1706.04599).
+
+        T = argmin mean over photos of -log mean over views of softmax(log p / T)[label]
+
+    probs float (N, V, K) from softmax, whose logarithms are its logits but for a constant; labels int (N,). T lies in 0.1 to
+    10; above 1, the model was too sure.
+    """
+    from scipy.optimize import minimize_scalar  # takes longer than an exported model's answer, which does without
+
+    def surprise(log_t: float) -> float:
+        return float(-np.log(at_temperature(probs, np.exp(log_t)).mean(1)[np.arange(len(labels)), labels].clip(1e-30)).mean())
+
+    return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
+
+
+def at_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """softmax(log p / T) of probs float (..., K): what the model would say of each view at that temperature."""
+    return softmax(np.log(probs.clip(1e-30)) / temperature)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """exp(x_k) / sum_j exp(x_j) over the last axis; the largest is taken off first, so that nothing overflows."""
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def known_limit(known: np.ndarray) -> float:
+    """The score below which a photo is called unknown: KEPT of these photos, float (N,), of the classes lie above it."""
+    return float(np.quantile(known, 1 - KEPT))
+
+
+def read_notes(classes: Sequence[str], file: Path = GENERA) -> dict[str, dict[str, str]]:
+    """{class: {"danger": "deadly" or "poisonous", "note"}} of those classes that `file` warns of, by any of their names, in any case.
+
+    A class that is missing here is not harmless: it is only not on this list.
+    """
+    with file.open(encoding="utf-8", newline="") as rows:
+        notes = {row[name].casefold(): {"danger": row["danger"], "note": row["note"]} for row in csv.DictReader(rows) if row["danger"]
+                 for name in ("genus", "english", "chinese") if row[name]}
+    return {name: notes[name.strip().casefold()] for name in classes if name.strip().casefold() in notes}
+
+
+def deadly_share(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> np.ndarray:
+    """Probability float (N,) that lies on genera with deadly species, of probs float (N, K)."""
+    return probs @ np.array([notes.get(name, {}).get("danger") == "deadly" for name in classes], probs.dtype)
+
+
+def warning(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> str:
+    """One line on what is dangerous among probs float (K,): the share on all deadly genera together, and the note of the
+    likeliest of them; where they are not noticeable, the note of the likeliest poisonous one; else "".
+    """
+    shares = {danger: np.where([notes.get(name, {}).get("danger") == danger for name in classes], probs, 0) for danger in DANGERS}
+    for danger, share in shares.items():
+        if share.sum() >= NOTICEABLE:
+            worst = classes[int(share.argmax())]
+            return f"{share.sum():.0%} on genera with {danger} species. {worst}: {notes[worst]['note']}."
+    return ""
