@@ -49,10 +49,11 @@ class atomic_file:
             self.finish(kind)
         except OSError as late:  # a full disk may show only when the file is closed
             error = late
-        if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):  # torch.save's way to say that write() failed
-            raise self.failed(error) from error
+        written = error if isinstance(error, OSError) else getattr(error, "__context__", None)  # torch.save raises its own upon write()'s
+        if isinstance(written, OSError) or "PytorchStreamWriter" in str(error):
+            raise self.failed(written) from error
 
-    def failed(self, error: BaseException) -> WriteError:
+    def failed(self, error: BaseException | None) -> WriteError:
         reason = getattr(error, "strerror", None) or "writing failed, the disk may be full"
         kept = "; the one written before is still there" if self.path.exists() else ""
         return WriteError(f"{self.path}: cannot be written ({reason}){kept}. Make room, or make the folder writable.")

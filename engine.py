@@ -41,12 +41,12 @@ def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, loss_of
     photos: of the batch over all processes; 0 = as many as images, inf = none of them is here. Gradients are averaged over
     processes, so a share counts by its photos, times the processes. accumulate: parts that the share is cut into, to need less memory.
     """
-    weight = accelerator.num_processes / (photos or len(images))
+    photos = photos or len(images)
     parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True))
     total = torch.zeros((), device=images.device)
     for i, (part, wanted) in enumerate(parts, 1):
         with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
-            loss = loss_of(model(part).float(), wanted) * (len(part) * weight)
+            loss = loss_of(model(part).float(), wanted) * (len(part) * accelerator.num_processes / photos)
             accelerator.backward(loss)
         total += loss.detach()
     return total / accelerator.num_processes
