@@ -26,13 +26,14 @@ from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from loss import Loss
 from mixup import mixup
-from model import CosineHead, ModelError, build_model, native_size, parameter_groups
+from model import CosineHead, ModelError, blend, build_model, native_size, parameter_groups
 from photos import read_photo
 from sam import SAM
 from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
+WISE_SHARES = (0.25, 0.5, 0.75, 1.0)  # of the way from the head alone to the best epoch (Wortsman et al. 2022, arXiv 2109.01903)
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError, engine.TrainingError,
                record.RunError)
 
@@ -82,7 +83,7 @@ def train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     head = "cosine" if config.arcface else "linear"
     model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
     ema = engine.make_ema(model, config.ema) if config.ema else None
     judged = ema.module if ema else model  # the weights that are scored, kept as the best, and asked later
@@ -127,7 +128,8 @@ def train(config: Config) -> Path:
         """Add a row to the history, keep the model if it is the best so far."""
         scores = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")
         mean = {name: progress[name] / progress["photos"] if progress["photos"] else float("nan") for name in ("loss_sum", "norm_sum")}
-        row = {"epoch": epoch, "lr": sgd.param_groups[-1]["lr"], "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
+        row = {"epoch": epoch, "lr": max(group["lr"] for group in sgd.param_groups),
+               "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
         history.append(row)
@@ -161,6 +163,7 @@ def train(config: Config) -> Path:
             if ema:
                 ema.set(learner)
             judge(epoch=0)
+            save("head.pt")
         save_last()
 
     with StopRequest(accelerator) as stop:
@@ -184,6 +187,15 @@ def train(config: Config) -> Path:
     # The end: the best epoch asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     accelerator.wait_for_everyone()  # best.pt is read by all
     row, winner = best(history), checkpoint.load(run / "best.pt")
+    if config.wise and config.head_first:
+        start = checkpoint.load(run / "head.pt")["weights"]
+        losses = {}
+        for share in WISE_SHARES:
+            judged.load_state_dict(blend(start, winner["weights"], share))
+            losses[share] = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")["loss"]
+        share = min(losses, key=losses.get)
+        say("val loss on the way from the head alone to the best epoch: " + ", ".join(f"{k:.0%} {v:.3f}" for k, v in losses.items()))
+        winner["weights"] = blend(start, winner["weights"], share)
     judged.load_state_dict(winner["weights"])
     answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:

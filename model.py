@@ -89,11 +89,17 @@ def build_model(name: str, num_classes: int, weights: str = "auto", head: str = 
     return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], head).to(memory_format=torch.channels_last)
 
 
-def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float) -> list[dict]:
+def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float, head_lr: float) -> list[dict]:
     """The optimizer's groups: no weight decay for biases and normalisation; the rate of each layer of the backbone is
-    layer_decay times that of the next, as the groups' lr_scale, which timm's schedules heed. The head's scale is 1."""
+    layer_decay times that of the next, the head's is head_lr times the last one's, as the groups' lr_scale, which timm's
+    schedules heed."""
     return [*param_groups_layer_decay(model.backbone, weight_decay, layer_decay=layer_decay),
-            *param_groups_weight_decay(model.head, weight_decay)]
+            *({**group, "lr_scale": head_lr} for group in param_groups_weight_decay(model.head, weight_decay))]
+
+
+def blend(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
+    """Weights on the way from `start` (share 0) to `end` (1); counters are those of the end."""
+    return {name: torch.lerp(start[name], last, share) if last.is_floating_point() else last for name, last in end.items()}
 
 
 def native_size(name: str) -> tuple[int, float]:

@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 
 from predict import Predictor
-
-pytest.importorskip("pytorch_grad_cam", reason="pip install -r requirements-extra.txt")
 from tools.app import MOST, WORDS, App
 
 
@@ -26,17 +24,17 @@ def test_photos_of_one_find_are_averaged_and_a_bad_one_is_named(app, run, drawn,
 def test_what_is_unsure_or_deadly_is_said_in_the_reader_s_language(app, drawn, monkeypatch):
     photo = [str(drawn / "Amanita" / "amanita_0001.jpg")]
 
-    def sure(prob: float):
-        probs = np.full((1, 9), (1 - prob) / 8)
-        probs[0, app.predictor.classes.index("Amanita")] = prob
-        monkeypatch.setattr(app.predictor, "probs", lambda paths: (probs, {}))
+    def asked(known: float):
+        probs = np.full((1, 9), 0.1 / 8)
+        probs[0, app.predictor.classes.index("Amanita")] = 0.9
+        monkeypatch.setattr(app.predictor, "answers", lambda paths: (probs, np.array([known]), {}))
         return app.answer(photo, "中文")
 
-    assert WORDS["中文"]["unknown"] in sure(0.4)[1]
-    answer, words, _ = sure(0.9)
+    assert WORDS["中文"]["unknown"] in asked(app.predictor.limit - 0.01)[1]
+    answer, words, _ = asked(app.predictor.limit + 0.01)
     assert WORDS["中文"]["unknown"] not in words
-    assert next(iter(answer)) == "Amanita 鹅膏属"
-    assert "Amanita 鹅膏属中有致命的种类" in words
+    assert next(iter(answer)) == "Amanita 鹅膏菌属"
+    assert "95%的可能属于含有致命种类的属：Amanita 鹅膏菌属" in words  # and four other deadly genera share the rest
 
 
 def test_no_photo_and_too_many_are_told(app):

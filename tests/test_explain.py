@@ -12,14 +12,12 @@ from model import build_model
 from photos import read_photo
 from predict import Options
 
-pytest.importorskip("pytorch_grad_cam", reason="pip install -r requirements-extra.txt")
-
 
 def saved(path, model: str, size: int):
     torch.manual_seed(0)
     weights = build_model(model, 3, "none").state_dict()
     checkpoint.save(path, {"model": model, "head": "linear", "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0,
-                           "temperature": 1.0, "config": {}, "weights": weights})
+                           "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": {}, "weights": weights})
     return path
 
 

@@ -222,7 +222,6 @@ def test_a_dry_run_takes_one_batch_through_everything_and_trains_nothing(small_c
 
 
 def test_quiet_prints_the_end_alone_and_a_tracker_gets_each_epoch(small_config, capfd):
-    pytest.importorskip("tensorboard", reason="pip install tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     run = main.train(dataclasses.replace(small_config, epochs=1, quiet=True, track="tensorboard"))
     printed = capfd.readouterr().out.splitlines()

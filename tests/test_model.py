@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, SMALL
 from safetensors.torch import save_file
 
-from model import WHEELS, CosineHead, ModelError, build_model, native_size, parameter_groups
+from model import WHEELS, CosineHead, ModelError, blend, build_model, native_size, parameter_groups
 
 
 def test_normalisation_is_inside():
@@ -89,11 +89,11 @@ def test_b6_is_528_pixels():
 
 def test_layers_learn_at_falling_rates_towards_the_photo_and_each_weight_once():
     model = build_model(SMALL, 3, "none")
-    groups = parameter_groups(model, 0.1, layer_decay=0.5)
+    groups = parameter_groups(model, 0.1, layer_decay=0.5, head_lr=0.01)
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(map(id, model.parameters()))
     scale = {id(p): g.get("lr_scale", 1.0) for g in groups for p in g["params"]}
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
-    assert scale[id(model.head.weight)] == 1.0
+    assert scale[id(model.head.weight)] == scale[id(model.head.bias)] == 0.01
     blocks = [scale[id(block[0].conv.weight)] for block in list(model.backbone.blocks)[:1]]
     assert scale[id(model.backbone.conv_stem.weight)] == blocks[0] / 2
     assert decay[id(model.head.weight)] == 0.1
@@ -105,3 +105,8 @@ def test_a_cosine_head_gives_scaled_cosines():
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[3.0, 0.0], [1.0, 1.0]]))
     assert head(torch.tensor([[0.0, 7.0]])).tolist()[0] == pytest.approx([0.0, 30 / 2**0.5])
+
+
+def test_a_blend_by_hand():
+    start, end = ({"w": torch.tensor([w]), "seen": torch.tensor(n)} for w, n in ((0.0, 3), (4.0, 9)))
+    assert {name: value.item() for name, value in blend(start, end, 0.25).items()} == {"w": 1.0, "seen": 9}

@@ -155,7 +155,9 @@ def test_paths_come_by_a_pipe_and_answers_leave_as_json_lines(run, photo, tmp_pa
 
 def test_quiet_prints_the_answers_alone(run, photo, drawn, capsys):
     predict.main(Options((photo,), checkpoint=(run / "best.pt",), quiet=True))
-    assert [line[6] for line in capsys.readouterr().out.splitlines()] == ["%"] * 3
+    *answers, danger = capsys.readouterr().out.splitlines()
+    assert [line[5] for line in answers] == ["%"] * 3
+    assert "deadly" in danger  # that is part of an answer
     predict.main(Options((drawn,), checkpoint=(run / "best.pt",), quiet=True))
     assert len(capsys.readouterr().out.splitlines()) == 108
 

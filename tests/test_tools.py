@@ -26,14 +26,13 @@ def test_the_rate_climbs_over_more_than_an_epoch_and_is_drawn(small_config, tmp_
 
 
 def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
-    pytest.importorskip("optuna", reason="pip install -r requirements-extra.txt")
     from test_main import flags
 
     from tools.tune import tune
     own = tuple(flags(dataclasses.replace(small_config, epochs=1, out=None, rho=0.05)))
     own = tuple(part for part in own if part != "None")
     study = tune(own, 1, tmp_path / "study")
-    assert study.trials[0].params == {"lr": 0.002, "rho": 0.05, "mixup": 0.2, "weight_decay": 1e-4}
+    assert study.trials[0].params == {"lr": 0.008, "rho": 0.05, "mixup": 0.2, "weight_decay": 1e-4}
     log = pd.read_csv(tmp_path / "study" / "trial-000" / "log.csv")
     assert study.best_value == log.val_accuracy.max()
     assert study.trials[0].intermediate_values == {0: log.val_accuracy[0], 1: log.val_accuracy.max()}

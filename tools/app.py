@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import sys
 from dataclasses import dataclass
@@ -10,27 +11,25 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+import trust
 from explain import Explainer, ExplainError, overlay
 from photos import read_photo
 from predict import CAUTION, Predictor, newest_checkpoint
 
 MOST, LARGEST = 8, "20mb"  # photos of one find, and the size of one
-UNSURE = 0.5               # below this probability of the likeliest, the page says "unknown"
-DEADLY = {"Amanita": "鹅膏属", "Conocybe": "锥盖伞属", "Cortinarius": "丝膜菌属", "Entoloma": "粉褶蕈属", "Galerina": "盔孢伞属",
-          "Gyromitra": "鹿花菌属", "Inocybe": "丝盖伞属", "Lepiota": "环柄菇属", "Russula": "红菇属", "Tricholoma": "口蘑属"}
 WORDS = {
     "English": {
         "title": f"# Which mushroom is it?\nUp to {MOST} photos of one find. On a phone, tap to take one.",
         "photos": "Photos", "ask": "Ask",
         "answer": "Answer", "heat": "What spoke for it", "none": "Add a photo first.",
         "many": f"More than {MOST} photos: take the best {MOST}.",
-        "unknown": "Unknown: no class is likely enough. Try a closer photo, one from below, or it is none of these.",
-        "deadly": "{} has deadly species.", "bad": "{}: {}", "caution": CAUTION},
+        "unknown": "Unknown: it looks like none of the classes. Try a closer photo, one from below.",
+        "deadly": "{:.0%} on genera with deadly species: {}.", "bad": "{}: {}", "caution": CAUTION},
     "中文": {
         "title": f"# 这是什么蘑菇？\n同一蘑菇的照片，最多 {MOST} 张。手机上点按即可拍照。", "photos": "照片", "ask": "识别",
         "answer": "结果", "heat": "判断依据", "none": "请先添加照片。", "many": f"照片超过 {MOST} 张：请选最好的 {MOST} 张。",
-        "unknown": "无法判断：没有足够可能的类别。请拍近一些、拍菌盖下面，或者它不在可识别的范围内。",
-        "deadly": "{}中有致命的种类。", "bad": "{}：{}", "caution": "这只是程序根据照片的猜测：切勿据此食用任何蘑菇。"},
+        "unknown": "无法判断：它不像任何可识别的类别。请拍近一些，或拍菌盖下面。",
+        "deadly": "{:.0%}的可能属于含有致命种类的属：{}。", "bad": "{}：{}", "caution": "这只是程序根据照片的猜测：切勿据此食用任何蘑菇。"},
 }
 
 
@@ -46,25 +45,33 @@ class App:
 
     def __init__(self, checkpoints: tuple[Path, ...]):
         self.predictor, self.explainer = Predictor(*checkpoints), Explainer(checkpoints[0])
+        with trust.GENERA.open(encoding="utf-8", newline="") as rows:
+            self.chinese = {row["genus"]: row["chinese"] for row in csv.DictReader(rows)}
 
     def answer(self, paths: list[str] | None, language: str) -> tuple[dict[str, float] | None, str, list[np.ndarray]]:
         """Photos of one find → {name: probability}, averaged over those that can be read; words; each and its heat map."""
         words = WORDS[language]
         if not paths or len(paths) > MOST:
             return None, words["many" if paths else "none"], []
-        probs, errors = self.predictor.probs(paths)
+        probs, known, errors = self.predictor.answers(paths)
         lines = [words["bad"].format(Path(paths[i]).name, why) for i, why in errors.items()]
         read = [i for i in range(len(paths)) if i not in errors]
         if not read:
             return None, "\n\n".join(lines), []
         mean = probs[read].mean(0)
         likely = [(self.predictor.classes[k], float(mean[k])) for k in mean.argsort()[::-1]]
-        if likely[0][1] < UNSURE:
+        if known[read].mean() < self.predictor.limit:
             lines.insert(0, f"**{words['unknown']}**")
-        lines += [f"**{words['deadly'].format(local(name, language))}**" for name, prob in likely[:3] if name in DEADLY and prob > 0.01]
+        deadly = [name for name, prob in likely if self.predictor.notes.get(name, {}).get("danger") == "deadly" and prob >= 0.01]
+        share = float(trust.deadly_share(mean[None], self.predictor.classes, self.predictor.notes)[0])
+        if share >= trust.NOTICEABLE:
+            lines.append(f"**{words['deadly'].format(share, ', '.join(self.local(name, language) for name in deadly))}**")
         pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read]
         pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
-        return {local(name, language): prob for name, prob in likely}, "\n\n".join([*lines, words["caution"]]), pictures
+        return {self.local(name, language): prob for name, prob in likely}, "\n\n".join([*lines, words["caution"]]), pictures
+
+    def local(self, name: str, language: str) -> str:
+        return f"{name} {self.chinese[name]}" if language == "中文" and self.chinese.get(name) else name
 
     def page(self):
         import gradio as gr
@@ -89,10 +96,6 @@ class App:
 
             language.change(translate, language, [title, photos, ask, answer, words, heat])
         return page
-
-
-def local(genus: str, language: str) -> str:
-    return f"{genus} {DEADLY[genus]}" if language == "中文" and genus in DEADLY else genus
 
 
 def main(options: Options) -> None:

@@ -55,7 +55,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
     counts = labels.bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
