@@ -70,7 +70,7 @@ def test_training_and_prediction_name_bad_photos_and_lose_nothing_else(small_con
     assert set(table.path[table.error != ""]) == {str(data / "Amanita" / name) for name in refused}
 
     places = [data / "Amanita" / name for name in refused + read]
-    assert predict.main(Options(tuple(places), checkpoint=(run / "best.pt",), csv=tmp_path / "out.csv")) == 1
+    assert predict.main(Options(tuple(places), checkpoint=(run / "best.pt",), csv=tmp_path / "out.csv", quiet=True)) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(places)  # one a photo, whatever its name
     assert [": error: " in line for line in lines] == [True] * len(refused) + [False] * len(read)

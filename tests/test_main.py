@@ -14,6 +14,7 @@ import time
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import ROOT, SMALL
 
@@ -30,8 +31,12 @@ def weights_of(run, name: str = "last.pt") -> torch.Tensor:
     return torch.cat([w.flatten().double() for w in checkpoint.load(run / name)["weights"].values()])
 
 
-def command(*arguments, **more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(ROOT / "main.py"), *map(str, arguments)], stdout=subprocess.PIPE,
+TWICE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+         "--dynamo_backend", "no")
+
+
+def command(*arguments, launcher=(), **more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, *launcher, str(ROOT / "main.py"), *map(str, arguments)], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, **more)
 
 
@@ -124,6 +129,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
     assert f"python main.py --resume {small_config.out}" in printed
     assert "Traceback" not in printed
     assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
+
+
+def test_two_processes_score_as_one(small_config, tmp_path):
+    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
+    config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, sam_start=0.0, sam_whole=True)
+    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE)
+    one = pd.read_csv(main.train(config) / "log.csv")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert printed.count("epoch 1/1 ") == 1  # one speaks and writes
+    two = pd.read_csv(tmp_path / "two" / "log.csv")
+    for name in ("train_loss", "grad_norm", "val_loss", "val_accuracy", "val_macro_f1"):
+        assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-5, nan_ok=True), name
+    assert len(pd.read_csv(tmp_path / "runs" / "experiments.csv")) == 2
 
 
 def test_errors_are_one_sentence_on_the_screen(tmp_path):
