@@ -59,4 +59,5 @@ def rng() -> np.random.Generator:
 def small_config(drawn, tmp_path, monkeypatch) -> Config:
     """A training of seconds; its runs/experiments.csv goes to the test's own folder."""
     monkeypatch.chdir(tmp_path)
-    return Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=2, batch=16, workers=0, out=tmp_path / "run")
+    return Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=2, batch=16, workers=0, sam_start=0.0,
+                  out=tmp_path / "run")
