@@ -39,6 +39,7 @@ class Config:
     momentum: float = 0.9  # of SGD (Nesterov)
     weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
+    accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
 
     schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
@@ -57,10 +58,12 @@ class Config:
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
     sam_every: int = 1  # SAM on each k-th step, plain SGD on the others; 1 = all steps
+    sam_whole: bool = False  # with several processes: all climb by the whole batch; off = each by its own photos, which is faster
     sam_start: float = 0.75  # share of training before SAM begins, 0 to 1: late it brings nearly all it brings (arXiv 2410.10373)
 
     # --- the run ---
     seed: int = 0  # of the split, the order of photos, augmentation and mixup; the same seed gives the same weights
+    deterministic: bool = False  # the same bits on the same GPU, slower; a CPU gives them anyway
     out: Path | None = None  # folder for best.pt, last.pt, log.csv, ...; none = a new one under runs/
     dry_run: bool = False  # one batch through everything: says its shapes, time and memory, and stops
     quiet: bool = False  # the end alone: no table, no epochs, no progress
@@ -77,6 +80,7 @@ class Config:
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
+            ("accumulate", self.accumulate >= 1, "use 1 for the whole batch at once, or a number of parts"),
             ("lr", 0 < self.lr < float("inf"), "the learning rate must be positive: try 0.008"),
             ("head_lr", 0 <= self.head_lr <= 10, "it is a share of --lr: use 0 (the head stays as fitted) to 1"),
             ("momentum", 0 <= self.momentum < 1, "1 or more never forgets a gradient: use 0 to 0.99"),

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import signal
+import time
 
+import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 
 class StopRequest:
-    """Within: Ctrl-C or SIGTERM means finish the step, save, say how to go on. A second one ends the program at once."""
+    """Within: Ctrl-C or SIGTERM means finish the step, save, say how to go on. A second one ends the program at once.
+
+    Asked in any of several processes, all stop at the same step. Their launcher hands the signal on once more, at the
+    same moment: that one is no second.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
 
     def __enter__(self) -> StopRequest:
-        self.asked = False
+        self.asked = 0.0
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -21,11 +30,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def ask(self, number: int, _) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
+        if self.asked and time.monotonic() - self.asked > 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.asked = self.asked or time.monotonic()
 
     def __call__(self) -> bool:
-        return self.asked
+        asked = torch.tensor(float(self.asked > 0), device=self.accelerator.device)
+        return self.accelerator.reduce(asked).item() > 0
 
 
 class Bar(tqdm):

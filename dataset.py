@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch.utils.data import DataLoader, Dataset
 
 from duplicates import look_over, near_duplicates
-from photos import THREE_WAYS, DataError, PhotoError, is_photo, read_csv, read_photo
+from photos import THREE_WAYS, DataError, PhotoError, is_name, is_photo, read_csv, read_photo, shown
 
 SIDES = ("train", "val", "test")
+MANY = 10_000  # independent photos: above, dealt out at random they lie evenly, and weighing each takes 0.6 ms
 
 
 # --- the table: one row a photo; path, label, group, and side where the folders say it ---
@@ -39,6 +41,9 @@ def load_table(data: Path) -> pd.DataFrame:
     else:
         raise DataError(f"{data}: no such folder or CSV. {THREE_WAYS}")
     table = pd.DataFrame(rows).reindex(columns=["path", "label", "group", "side"], fill_value="")
+    odd = [label for label in table.label.unique() if not is_name(label)]
+    if odd:
+        raise DataError(f"{data}: the class {shown(odd[0])} has control characters in its name. Rename it.")
     if table.label.nunique() < 2:
         raise DataError(f"{data}: all photos are of one class, {table.label.iloc[0]}: there is nothing to tell apart. Add another class.")
     return table
@@ -90,20 +95,33 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
     side = table.side.where(table.error == "", "")
     free = (table.error == "") & ((side == "") | (side == "train"))
     if not (side == "val").any():
+        if free.any() and table.label[free].value_counts().max() < folds:
+            raise DataError(f"no class has {folds} photos, so they cannot be cut into {folds} folds: add photos, or lower --folds.")
         if table.cluster[free].nunique() < folds:
             raise DataError(f"{table.cluster[free].nunique()} independent photos (finds, or near-duplicates, count once) cannot be cut "
                             f"into {folds} folds: add photos, or lower --folds.")
-        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        rows = np.flatnonzero(free)
-        cuts = splitter.split(rows, table.label[free], table.cluster[free])
-        validates = rows[list(cuts)[fold][1]]
         side = side.where(~free, "train")
-        side.iloc[validates] = "val"
+        side[free] = np.where(_folds(table[free], folds, seed) == fold, "val", "train")
     missing = sorted(set(table.label) - set(table.label[side == "train"]))
     if missing:
         raise DataError(f"no readable photo to train on for: {', '.join(missing)}. "
                         "Add photos of it, remove the class, or take another --fold.")
     return table.assign(side=side)
+
+
+def _folds(table: pd.DataFrame, folds: int, seed: int) -> np.ndarray:
+    """Fold int (N,) of each photo: a cluster lies in one, labels lie evenly over all."""
+    clusters = table.groupby("cluster").label.agg(["first", "size"])
+    if len(clusters) > MANY:
+        dealt = clusters.sample(frac=1, random_state=seed).sort_values(["first", "size"], kind="stable")
+        return pd.Series(np.arange(len(dealt)) % folds, dealt.index)[table.cluster].to_numpy()
+    found = np.empty(len(table), int)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # what follows from it, `split` says
+        cuts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(table, table.label, table.cluster)
+        for fold, (_, rows) in enumerate(cuts):
+            found[rows] = fold
+    return found
 
 
 def describe(table: pd.DataFrame) -> str:
@@ -122,9 +140,28 @@ def describe(table: pd.DataFrame) -> str:
     torn = read[read.twin.isin(labels[labels > 1].index)]
     if len(torn):
         example = torn[torn.twin == torn.twin.iloc[0]].drop_duplicates("label").path.tolist()
-        lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {example[0]} and {example[1]}")
-    lines += [f"left out, cannot be read: {row.path}: {row.error}" for row in table[table.error != ""].itertuples()]
+        lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {shown(example[0])} and {shown(example[1])}")
+    lines += [f"left out, cannot be read: {shown(row.path)}: {row.error}" for row in table[table.error != ""].itertuples()]
     return "\n".join(lines)
+
+
+def file_sizes(table: pd.DataFrame) -> list[int]:
+    """Bytes of each photo, -1 where it is gone."""
+    return [os.path.getsize(path) if os.path.isfile(path) else -1 for path in table.path]
+
+
+def changes(table: pd.DataFrame, data: Path) -> str:
+    """What is other in the photos than when `table` was made, by its column bytes; "" if nothing."""
+    if "bytes" not in table:  # a run of an earlier version
+        return ""
+    now, then = np.array(file_sizes(table)), table.bytes.astype(int).to_numpy()
+    try:
+        new = len(set(load_table(data).path) - set(table.path))
+    except DataError:
+        new = 0
+    found = {"gone": int(((now < 0) & (then >= 0)).sum()), "changed": int(((now >= 0) & (now != then)).sum()), "new, not used": new}
+    told = ", ".join(f"{count} {what}" for what, count in found.items() if count)
+    return told and f"{data}: photos since the run began: {told}. The result will differ from that of a run never stopped."
 
 
 # --- from a row to a batch ---

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils.memory import should_reduce_batch_size
 from sklearn.linear_model import LogisticRegression
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.utils import ModelEmaV3
@@ -23,32 +26,52 @@ from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; best of 0.003 to 0.15 over 5 folds of fungi9
+SKIPS = 20     # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
-def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, accelerator: Accelerator) -> torch.Tensor:
-    """Gradients of loss_of(logits, targets); returns the loss, a 0-d tensor on the device."""
-    loss = loss_of(model(images).float(), targets)
-    accelerator.backward(loss)
-    return loss.detach()
+class TrainingError(ValueError):
+    """Training cannot go on; the message says why, and which knob to turn."""
+
+
+def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, accelerator: Accelerator,
+                     photos: float = 0, accumulate: int = 1) -> torch.Tensor:
+    """Gradients of loss_of(logits, targets), a mean over photos; returns this process's share of it, a 0-d tensor on the device.
+
+    photos: of the batch over all processes; 0 = as many as images, inf = none of them is here. Gradients are averaged over
+    processes, so a share counts by its photos, times the processes. accumulate: parts that the share is cut into, to need less memory.
+    """
+    photos = photos or len(images)
+    parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True))
+    total = torch.zeros((), device=images.device)
+    for i, (part, wanted) in enumerate(parts, 1):
+        with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
+            loss = loss_of(model(part).float(), wanted) * (len(part) * accelerator.num_processes / photos)
+            accelerator.backward(loss)
+        total += loss.detach()
+    return total / accelerator.num_processes
 
 
 def train_step(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, optimizer: SAM, accelerator: Accelerator,
-               clip: float = 0.0) -> torch.Tensor:
-    """One update on one mixed batch; returns its loss at w, a 0-d tensor on the device.
+               clip: float = 0.0, *, photos: float = 0, accumulate: int = 1, sam_whole: bool = False) -> torch.Tensor:
+    """One update on one mixed batch; returns its loss at w (this process's share), a 0-d tensor on the device.
 
     images uint8 or float (B, 3, H, W) in 0..255; targets (B, K), rows sum to 1; loss_of(logits, targets) as in loss.py.
-    clip: largest gradient norm, 0 = any.
+    clip: largest gradient norm, 0 = any. photos, accumulate: see forward_backward. sam_whole: all processes climb by the whole
+    batch, not each by its own photos.
     """
+    def gradients() -> torch.Tensor:
+        return forward_backward(model, images, targets, loss_of, accelerator, photos, accumulate)
+
     if optimizer.due():
-        with accelerator.no_sync(model):                                   # each process climbs by its own photos
-            loss = forward_backward(model, images, targets, loss_of, accelerator)   # g(w)
+        with contextlib.nullcontext() if sam_whole else accelerator.no_sync(model):
+            loss = gradients()                                             # g(w)
         optimizer.ascend()                                                 # w -> w + e(w)
         with frozen_batchnorm(model):
-            forward_backward(model, images, targets, loss_of, accelerator)          # g(w + e(w))
+            gradients()                                                    # g(w + e(w))
         optimizer.descend()                                                # back to w
     else:
-        loss = forward_backward(model, images, targets, loss_of, accelerator)
+        loss = gradients()
     norm = accelerator.clip_grad_norm_(model.parameters(), clip or float("inf"))
     optimizer.step(norm)
     return loss
@@ -56,12 +79,13 @@ def train_step(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Call
 
 def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM, schedule: Callable[[int], None],
                     ema: ModelEmaV3 | None, accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float,
-                    seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None]) -> None:
+                    seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None],
+                    sam_whole: bool = False) -> None:
     """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
 
-    progress: {"epoch", "step", "loss_sum", "norm_sum", "photos"}, plain numbers. labels int64 (N,) by index of photo. schedule
-    sets the rate for a step, counted from the start of training. ema follows the weights. keep_batchnorm: see
-    training_mode. stop is asked after each step; tick is told each loss.
+    progress: {"epoch", "step", "loss_sum", "norm_sum", "photos", "accumulate"}, plain numbers. labels int64 (N,) by index of photo.
+    schedule sets the rate for a step, counted from the start of training. ema follows the weights. keep_batchnorm: see
+    training_mode; sam_whole: see train_step. stop is asked after each step; tick is told each loss. Raises TrainingError.
     """
     training_mode(model, keep_batchnorm)
     batches = loader.batch_sampler
@@ -71,20 +95,70 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Ca
         torch.manual_seed(int(rng.integers(2**31)))                        # dropout's draws, so that a resumed run repeats them
         steps = progress["epoch"] * batches.batches + progress["step"]
         schedule(steps)
-        if len(index):
-            images = to_device(images.flatten(0, -4), accelerator)         # a photo is one view here
-            mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
-            loss = train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip).item()
+        photos = int(sum_over_processes(len(index), accelerator))
+        if photos:
+            if len(index):
+                images = to_device(images.flatten(0, -4), accelerator)     # a photo is one view here
+                mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
+            else:                                                          # no share in this batch: the others wait for its gradients
+                mixed = to_device(blank_photo(loader), accelerator).float()
+                targets = torch.zeros(1, num_classes, device=accelerator.device)
+            loss = step_in_memory(model, mixed, targets, loss_of, optimizer, accelerator, progress, clip=clip,
+                                  photos=photos if len(index) else float("inf"), sam_whole=sam_whole)
+            loss = sum_over_processes(loss.item(), accelerator)
             if ema:
                 ema.update(accelerator.unwrap_model(model), steps + 1)
             if np.isfinite(loss) and np.isfinite(optimizer.norm):
-                progress["loss_sum"] += loss * len(index)
-                progress["norm_sum"] += optimizer.norm * len(index)
-                progress["photos"] += len(index)
+                progress["loss_sum"] += loss * photos
+                progress["norm_sum"] += optimizer.norm * photos
+                progress["photos"] += photos
+            if optimizer.skipped_in_a_row >= SKIPS:
+                knob = "--rho" if np.isfinite(loss) and optimizer.rho else "--lr"
+                raise TrainingError(f"{SKIPS} steps in a row had no finite gradient (loss {loss:.3g}), so training stopped; last.pt is "
+                                    f"of before them. Start anew with a lower {knob}.")
             tick(loss)
         progress["step"] += 1
         if stop():
             break
+    as_in_main([*model.buffers(), *(ema.buffers() if ema else [])])         # BatchNorm's: each process saw other photos
+
+
+def step_in_memory(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, optimizer: SAM, accelerator: Accelerator,
+                   progress: dict, **more) -> torch.Tensor:
+    """train_step; where memory runs out, again in twice as many parts, which progress["accumulate"] keeps for the steps to come."""
+    while True:
+        try:
+            return train_step(model, images, targets, loss_of, optimizer, accelerator, accumulate=progress["accumulate"], **more)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if progress["accumulate"] >= len(images) or accelerator.num_processes > 1:  # of several, the others would wait for ever
+                raise TrainingError(f"memory ran out with --accumulate {progress['accumulate']}. "
+                                    "Give a higher one, or a smaller --image-size or --batch.") from error
+        optimizer.descend()
+        optimizer.zero_grad()
+        progress["accumulate"] *= 2
+        accelerator.print(f"memory ran out: each batch goes through in {progress['accumulate']} parts from here on")
+
+
+def sum_over_processes(number: float, accelerator: Accelerator) -> float:
+    return accelerator.reduce(torch.tensor(float(number), device=accelerator.device)).item()
+
+
+def from_main(make: Callable, accelerator: Accelerator):
+    """What make() returns in the main process, in all of them: one looks and writes, the others wait."""
+    return broadcast_object_list([make() if accelerator.is_main_process else None])[0]
+
+
+def as_in_main(tensors: Iterable[torch.Tensor]) -> None:
+    """In place, the main process's values: the others saw other photos, or their machine differs in the last bit."""
+    for tensor in tensors:
+        broadcast(tensor)
+
+
+def blank_photo(loader: DataLoader) -> torch.Tensor:
+    """(1, 3, S, S), black, as large as the loader's photos."""
+    return torch.from_numpy(loader.dataset.transform(np.zeros((32, 32, 3), np.uint8), 0)[:1]).movedim(-1, 1)
 
 
 def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Callable[[int], None]:
@@ -177,11 +251,12 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
     model.head.weight.copy_(torch.from_numpy(weight / scale))
     if isinstance(model.head, torch.nn.Linear):                            # a cosine head has directions only
         model.head.bias.copy_(torch.from_numpy(bias))
+    as_in_main(model.head.parameters())
 
 
 @torch.inference_mode()
 def all_features(model, loader: DataLoader, accelerator: Accelerator, tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features float (M, F) of all views of all readable photos, from all processes, and their photos' indices int (M,)."""
+    """Pooled features float (M, F) of all views of all readable photos, from all processes, and their photos, int (M,), ascending."""
     model.eval()
     found = []
     for images, index, failed in loader:
@@ -191,7 +266,8 @@ def all_features(model, loader: DataLoader, accelerator: Accelerator, tick: Call
             found.append((index.repeat_interleave(len(features) // len(index)).numpy(), features.cpu().numpy()))
         tick(len(index) + len(failed))
     index, features = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
-    return features, index
+    order = index.argsort(kind="stable")                                   # the same sums however many processes
+    return features[order], index[order]
 
 
 @torch.inference_mode()
@@ -206,10 +282,10 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     features, index = all_features(model, train_loader, accelerator, tick)
     val_features, val_index = all_features(model, val_loader, accelerator, tick)
     photos, views = np.unique(val_index), len(val_index) // len(np.unique(val_index))
-    order = np.argsort(val_index, kind="stable")                           # each photo's views together
-    val_features, truth = torch.from_numpy(val_features[order]).to(accelerator.device), val_labels[photos].numpy()
+    val_features, truth = torch.from_numpy(val_features).to(accelerator.device), val_labels[photos].numpy()
     logits = model.head(val_features)
     model.known.fit(torch.from_numpy(features).to(accelerator.device), train_labels[index].to(accelerator.device), val_features, logits)
+    as_in_main(model.known.buffers())
     known = model.known(val_features, logits).view(-1, views).mean(1).cpu().numpy()
     probs = logits.softmax(1).view(len(photos), views, -1).cpu().numpy()
     temperature = trust.fit_temperature(probs, truth)
@@ -230,6 +306,13 @@ def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, bat
             accelerator.backward(model(images).sum())
         model.zero_grad()
     return passes * (time.perf_counter() - began) / batch
+
+
+def be_deterministic() -> None:
+    """Only algorithms that give the same bits each time; slower on a GPU. An operation that has none raises."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")            # cuBLAS reads it when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,

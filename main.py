@@ -35,7 +35,8 @@ from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
 WISE_SHARES = (0.25, 0.5, 0.75)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
-USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, record.RunError)
+USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError, engine.TrainingError,
+               record.RunError)
 
 
 def train(config: Config) -> Path:
@@ -44,16 +45,24 @@ def train(config: Config) -> Path:
     if saved:
         config = resumed(config, saved)
     precision, why = choose_precision()
-    run = config.resume or record.new_folder(config.out, config.model)
-    accelerator = Accelerator(mixed_precision=precision, log_with=None if config.track == "none" else config.track, project_dir=run)
-    settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
-    accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
+    accelerator = Accelerator(mixed_precision=precision, log_with=None if config.track == "none" else config.track, project_dir=".")
     say = (lambda text: None) if config.quiet else accelerator.print
     engine.keep_memory()
+    if config.deterministic:
+        engine.be_deterministic()
+    run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
+    _lock = accelerator.is_main_process and record.lock(run)  # until this name is gone
+    accelerator.project_configuration.logging_dir = run       # known only now: all processes must agree on it
+    settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
+    accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
     say(f"{run}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
-    table = record.read_table(run / "photos.csv") if saved else look_at_photos(config, run, say)
+    table = record.read_table(run / "photos.csv") if saved else engine.from_main(lambda: look_at_photos(config, run, say), accelerator)
+    if saved:
+        changed = dataset.changes(table, config.data)
+        if changed:
+            say(changed)
     classes = sorted(table.label.unique())
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in dataset.SIDES}
@@ -88,7 +97,7 @@ def train(config: Config) -> Path:
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
     # Where the run stands: all that `--resume` needs, beside the weights.
-    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0}
+    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
     history: list[dict] = []
     if saved:
         learner.load_state_dict(saved["learner"])
@@ -111,6 +120,9 @@ def train(config: Config) -> Path:
 
     def scores_of(probs, side: str) -> dict[str, float]:
         read = ~torch.tensor(probs).isnan().any(1)
+        if not read.any():
+            raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {config.data}, or the model's numbers are no "
+                                       "longer finite. Put the photos back, or start anew with a lower --lr.")
         return metrics.scores(probs[read], labels[side][read].numpy())
 
     def judge(epoch: int) -> None:
@@ -133,16 +145,17 @@ def train(config: Config) -> Path:
 
     if accelerator.device.type == "cpu":
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
-    if config.dry_run:
+    if not saved and accelerator.is_main_process:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
+    if config.dry_run:
         say(engine.rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator,
                             len(classes), config.mixup, config.clip))
         say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
         return run
     began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
-        record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
-        draw_a_batch(run, train_loader, labels["train"], classes, config)
+        if accelerator.is_main_process:
+            record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
                 views = FixedViews(size, crop, ANSWER_VIEWS)
@@ -154,13 +167,14 @@ def train(config: Config) -> Path:
             save("head.pt")
         save_last()
 
-    with StopRequest() as stop:
+    with StopRequest(accelerator) as stop:
         while progress["epoch"] < config.epochs and not stop():
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
-                    keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=stop, tick=bar.tick)
+                    keep_batchnorm=config.keep_batchnorm and config.weights != "none",
+                    sam_whole=config.sam_whole, stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
@@ -172,6 +186,7 @@ def train(config: Config) -> Path:
         sys.exit(130)
 
     # The end: the best epoch asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
+    accelerator.wait_for_everyone()  # best.pt is read by all
     row, winner = best(history), checkpoint.load(run / "best.pt")
     chosen = f"epoch {row['epoch']}"
     if config.wise and config.head_first:
@@ -220,19 +235,23 @@ def train_each_fold(config: Config) -> Path:
 
     The same command with the same --out goes on where it was stopped.
     """
-    run = config.out or record.new_folder(None, config.model)
+    accelerator = Accelerator(mixed_precision=choose_precision()[0])
+    run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
         record.check_settings(own.out, own.to_dict())
         if not (own.out / "val.csv").exists():
             train(Config(resume=own.out) if (own.out / "last.pt").exists() else own)
+    accelerator.wait_for_everyone()  # the last val.csv is written by one
     answers = pd.concat([record.read_table(run / f"fold{fold}" / "val.csv").assign(fold=fold) for fold in range(config.folds)])
-    record.write_table(run / "oof.csv", answers)
+    if accelerator.is_main_process:
+        record.write_table(run / "oof.csv", answers)
     classes = sorted(answers.label.unique())
     scores = pd.DataFrame([metrics.scores(own[classes].to_numpy(float), own.label.map(classes.index).to_numpy())
                            for _, own in answers.groupby("fold")])
-    print("\n".join(f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores))
-    print(f"now: python predict.py PHOTO --checkpoint {' '.join(str(run / f'fold{fold}' / 'best.pt') for fold in range(config.folds))}")
+    lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
+    models = " ".join(str(run / f"fold{fold}" / "best.pt") for fold in range(config.folds))
+    accelerator.print("\n".join([*lines, f"now: python predict.py PHOTO --checkpoint {models}"]))
     return run
 
 
@@ -243,7 +262,7 @@ def resumed(config: Config, saved: dict) -> Config:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     own = Config.from_dict(saved["config"])
-    if saved["progress"]["epoch"] >= own.epochs:
+    if saved["progress"]["epoch"] >= own.epochs and record.has_experiment(config.resume):
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without --resume.")
     workers = config.workers if config.workers >= 0 else own.workers
     return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
@@ -265,7 +284,7 @@ def look_at_photos(config: Config, run: Path, say) -> pd.DataFrame:
     table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
     table = dataset.split(table, config.fold, config.folds, config.seed)
     say(dataset.describe(table))
-    record.write_table(run / "photos.csv", table)
+    record.write_table(run / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
     return table
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,13 @@ from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 MAX_PIXELS = 150_000_000  # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
+MAX_BYTES = 500_000_000  # of a file; the largest scans are smaller
 THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
               "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
 
-# A header that promises a huge picture is our MAX_PIXELS' business: decoding happens after the check.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = None  # a header that promises a huge picture is our MAX_PIXELS' business: decoding happens after the check
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken photo lacks, PhotoError says with its name
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # likewise
 
 
 class PhotoError(ValueError):
@@ -36,6 +39,16 @@ class DataError(ValueError):
 def is_photo(path: Path) -> bool:
     """By its name alone. Names that begin with a dot are the file system's own (macOS writes ._photo.jpg)."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path for the screen: one line, whatever characters (newlines, escape codes, broken UTF-8) its name holds."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+
+
+def is_name(text: str) -> bool:
+    """Whether a class may be called so: control characters could steer the terminal; \u200d only joins emoji."""
+    return text.replace("\u200d", "").isprintable()
 
 
 def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> list[dict[str, str]]:
@@ -52,7 +65,7 @@ def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> list[dic
         raise DataError(f"{file}: not a CSV ({error}). Its first line must be image,label or image,label,group.") from error
     for column in needed:
         if column not in columns:
-            raise DataError(f"{file}: no column {column} (found: {', '.join(columns) or 'none'}). "
+            raise DataError(f"{file}: no column {column} (found: {shown(', '.join(columns)) or 'none'}). "
                             "Its first line must be image,label or image,label,group.")
         if columns.count(column) > 1:
             raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
@@ -67,7 +80,7 @@ def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> list[dic
             raise DataError(f"{file}: row {number}: more cells than columns. Put a name that holds a comma into quotes.")
         row["path"] = os.path.join(folder, row["image"])  # Path's own joining takes seconds for a million
         if not os.path.isfile(row["path"]):
-            raise DataError(f"{file}: row {number}: no such photo {row['image']} (looked in {file.parent}/). "
+            raise DataError(f"{file}: row {number}: no such photo {shown(row['image'])} (looked in {file.parent}/). "
                             "Paths are relative to the CSV.")
     return [{"path": row["path"], "label": row.get("label", ""), "group": row.get("group", "")} for row in rows]
 
@@ -81,6 +94,11 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     Raises PhotoError: not found, empty, cut off, too large, or not a photo.
     """
     try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
+            raise PhotoError("cannot be opened (not a file)")
+        if status.st_size > MAX_BYTES:
+            raise PhotoError(f"{status.st_size // 10**6} MB are more than {MAX_BYTES // 10**6}: make it smaller")
         data = Path(path).read_bytes()  # not cv2.imread: it fails on some paths, and shows cut-off JPEGs as whole
     except OSError as error:
         raise PhotoError(f"cannot be opened ({error.strerror})") from error
@@ -88,13 +106,13 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         raise PhotoError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as header:  # reads only the header
-            kind, (width, height) = header.format, header.size
+            kind, (width, height), progressive = header.format, header.size, "progressive" in header.info
     except Exception as error:  # PIL raises whatever its plugins do on broken headers
         raise PhotoError("not a photo, or of a kind that is not supported") from error
     shrink = 1
     while kind == "JPEG" and min_side and shrink < 8 and min(width, height) // (2 * shrink) >= min_side:
         shrink *= 2
-    if width * height / shrink**2 > MAX_PIXELS:
+    if width * height / (1 if progressive else shrink**2) > MAX_PIXELS:  # a progressive JPEG is unpacked whole, then shrunk
         raise PhotoError(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} million: make it smaller")
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
     try:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import trust
 from checkpoint import CheckpointError, atomic_file
-from photos import DataError, is_photo, read_csv
+from photos import DataError, is_photo, read_csv, shown
 from views import ANSWER_VIEWS, VIEWS
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def main(options: Options) -> int:
         for i, path in enumerate(paths):
             answer = f"{predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}" if i not in errors else f"error: {errors[i]}"
             remarks = ["unknown"] * bool(unknown[i]) + [f"deadly genera {deadly[i]:.0%}"] * bool(deadly[i] >= trust.NOTICEABLE)
-            print(f"{path}: {', '.join([answer, *remarks])}")
+            print(f"{shown(path)}: {', '.join([answer, *remarks])}")
     if not (options.quiet or options.json):
         print(CAUTION)
     if options.csv:
@@ -178,7 +178,7 @@ def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarr
             "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
             **{name: str(column[i]) if column.dtype.kind == "U" else round(float(column[i]), 6) for name, column in more.items()},
             "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
-        print(json.dumps(line, ensure_ascii=False))
+        print(json.dumps(line, ensure_ascii=not path.isprintable()))  # a name that is no UTF-8 cannot be printed
 
 
 def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from checkpoint import atomic_file
 
 EXPERIMENTS = Path("runs/experiments.csv")
+LOCK_PATIENCE = 15  # seconds; workers notice after 5 that their run was killed
 
 
 class RunError(ValueError):
@@ -30,6 +32,21 @@ def new_folder(out: Path | None, model: str) -> Path:
     except OSError as error:
         raise RunError(f"{folder}: cannot be made ({error.strerror}). Give another --out.") from error
     return folder
+
+
+def lock(folder: Path) -> FileLock:
+    """The right to write to a run folder, held while the object lives. Raises RunError if another process has it.
+
+    The system frees it when the process ends, however it ends; workers of a killed run live on for some seconds.
+    """
+    held = FileLock(folder / ".lock", timeout=LOCK_PATIENCE, is_singleton=True)
+    try:
+        held.acquire()
+    except Timeout:
+        raise RunError(f"{folder}: another process is training into it. Wait for its end, or give another --out.") from None
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be written to ({error.strerror}). Give another --out.") from error
+    return held
 
 
 def write_settings(folder: Path, config: dict, device: str, precision: str) -> None:
@@ -51,7 +68,7 @@ def check_settings(folder: Path, config: dict) -> None:
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
     with atomic_file(path) as file:
-        table.to_csv(file, index=False)
+        table.to_csv(file, index=False, lineterminator="\n", errors="surrogateescape")  # names of photos as the disk has them
 
 
 def write_answers(path: Path, photos: pd.DataFrame, probs: np.ndarray, classes: list[str]) -> None:
@@ -63,7 +80,12 @@ def write_answers(path: Path, photos: pd.DataFrame, probs: np.ndarray, classes: 
 
 def read_table(path: Path) -> pd.DataFrame:
     """What write_table wrote: all columns text, nothing missing."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    return pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
+
+
+def has_experiment(run: Path) -> bool:
+    """Whether the run has its row: a kill after the last epoch may come before it."""
+    return EXPERIMENTS.exists() and any(Path(other).resolve() == run.resolve() for other in read_table(EXPERIMENTS).run)
 
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:

@@ -28,7 +28,7 @@ class SAM:
         if every < 1:
             raise ValueError(f"every {every}: use 1 for SAM on every step, k for each k-th")
         self.optimizer, self.rho, self.adaptive, self.every, self.start = optimizer, rho, adaptive, every, start
-        self.steps = self.skipped = 0
+        self.steps = self.skipped = self.skipped_in_a_row = 0
         self.norm = 0.0                                          # of the last step's gradient
         self._old: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
 
@@ -66,6 +66,9 @@ class SAM:
             param.data = weight
         self._old = []
 
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
     def step(self, norm: torch.Tensor) -> bool:
         """One step of the base optimizer; then the gradients are gone. Returns False if it was skipped.
 
@@ -79,6 +82,7 @@ class SAM:
         self.optimizer.zero_grad()
         self.steps += 1
         self.skipped += not finite
+        self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
         return finite
 
     @property

@@ -1,11 +1,14 @@
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 
 import checkpoint
-from checkpoint import CheckpointError, load, save
+from checkpoint import CheckpointError, WriteError, load, save
 
 WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
          "config": {}, "head": "linear", "weights": {"w": torch.ones(3)}}
@@ -27,8 +30,23 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(WriteError, match=r"best\.pt: cannot be written \(No space left on device\); the one written before is still there"):
         save(tmp_path / "best.pt", WHOLE)
+    assert load(tmp_path / "best.pt")["classes"] == ["a", "b"]
+    assert os.listdir(tmp_path) == ["best.pt"]
+
+
+def test_a_file_that_may_not_grow_is_a_sentence_and_leaves_the_old_file(tmp_path):
+    save(tmp_path / "best.pt", WHOLE)
+    code = ("import resource, signal, sys, torch; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+            "from pathlib import Path; from checkpoint import save, WriteError\n"
+            "try: save(Path(sys.argv[1]), {'weights': torch.ones(10**6)})\n"
+            "except WriteError as error: sys.exit(str(error))")
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "best.pt"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "best.pt: cannot be written (" in done.stderr
     assert load(tmp_path / "best.pt")["classes"] == ["a", "b"]
     assert os.listdir(tmp_path) == ["best.pt"]
 

@@ -131,6 +131,40 @@ def test_kept_batchnorm_normalises_by_its_own_statistics_in_training_and_learns_
     assert not torch.equal(model.get_buffer("backbone.bn1.running_mean"), before)
 
 
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+def test_a_batch_in_three_parts_takes_the_step_of_the_whole_batch(accelerator, batch, rho):
+    torch.manual_seed(1)
+    whole = build_model(SMALL, 3, "none")
+    parts = copy.deepcopy(whole)
+    for model, accumulate in ((whole, 1), (parts, 3)):
+        engine.training_mode(model, keep_batchnorm=True)  # by the batch's own statistics the parts would differ
+        engine.train_step(model, *batch, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1), rho), accelerator,
+                          accumulate=accumulate)
+    for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_memory_that_runs_out_halves_the_parts_and_leaves_no_trace(accelerator, batch, monkeypatch, capsys):
+    torch.manual_seed(1)
+    model = build_model(SMALL, 3, "none")
+    engine.training_mode(model, keep_batchnorm=True)
+    reference, step = copy.deepcopy(model), engine.train_step
+    engine.train_step(reference, *batch, F.cross_entropy, SAM(torch.optim.SGD(reference.parameters(), 0.1)), accelerator, accumulate=2)
+
+    def small_card(model, images, targets, loss_of, optimizer, accelerator, accumulate):
+        if accumulate == 1:  # runs out after the climb
+            engine.forward_backward(model, images, targets, loss_of, accelerator)
+            optimizer.ascend()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return step(model, images, targets, loss_of, optimizer, accelerator, accumulate=accumulate)
+
+    monkeypatch.setattr(engine, "train_step", small_card)
+    progress = {"accumulate": 1}
+    engine.step_in_memory(model, *batch, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1)), accelerator, progress)
+    assert progress == {"accumulate": 2}
+    assert "in 2 parts" in capsys.readouterr().out
+    for a, b in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(a, b)
 @pytest.mark.parametrize(("kind", "rates"), [
     # 20 steps, the first two climb from 0; rate 1
     ("cosine", {0: 0, 1: 0.5, 2: 1, 11: 0.5, 19: 0.0076}),

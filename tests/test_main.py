@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,14 @@ import time
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from conftest import ROOT, SMALL
 
 import checkpoint
+import engine
 import main
+import record
 from config import Config, ConfigError
 from dataset import DataError
 from record import RunError
@@ -27,8 +31,12 @@ def weights_of(run, name: str = "last.pt") -> torch.Tensor:
     return torch.cat([w.flatten().double() for w in checkpoint.load(run / name)["weights"].values()])
 
 
-def command(*arguments, **more) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, str(ROOT / "main.py"), *map(str, arguments)], stdout=subprocess.PIPE,
+TWICE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+         "--dynamo_backend", "no")
+
+
+def command(*arguments, launcher=(), **more) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, *launcher, str(ROOT / "main.py"), *map(str, arguments)], stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT, text=True, **more)
 
 
@@ -123,6 +131,20 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
     assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
 
 
+def test_two_processes_score_as_one(small_config, tmp_path):
+    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
+    config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, sam_start=0.0, sam_whole=True)
+    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE)
+    one = pd.read_csv(main.train(config) / "log.csv")
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    assert printed.count("epoch 1/1 ") == 1  # one speaks and writes
+    two = pd.read_csv(tmp_path / "two" / "log.csv")
+    for name in ("train_loss", "grad_norm", "val_loss", "val_accuracy", "val_macro_f1"):
+        assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-5, nan_ok=True), name
+    assert len(pd.read_csv(tmp_path / "runs" / "experiments.csv")) == 2
+
+
 def test_errors_are_one_sentence_on_the_screen(tmp_path):
     for arguments, message in [((), "Three ways to get some"), (("--epoch", "3"), "--epochs"),
                                (("--epochs", "0"), "--epochs 0: training needs at least one pass")]:
@@ -149,8 +171,43 @@ def test_resume_takes_no_other_settings_and_no_finished_run(small_config):
         main.train(Config(resume=run))
 
 
+def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos_are_told(small_config, drawn, tmp_path, capsys):
+    data = shutil.copytree(drawn, tmp_path / "photos")
+    run = main.train(dataclasses.replace(small_config, epochs=1, data=data))
+    (tmp_path / "runs" / "experiments.csv").unlink()
+    gone, changed, *_ = sorted(data.rglob("*.jpg"))
+    gone.unlink()
+    changed.write_bytes(changed.read_bytes() + b"more")
+    shutil.copy(changed, changed.with_name("new.jpg"))
+    main.train(Config(resume=run))
+    assert "1 gone, 1 changed, 1 new, not used" in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "runs" / "experiments.csv")) == 1
+    with pytest.raises(ConfigError, match="has finished its 1 epochs"):
+        main.train(Config(resume=run))
+
+
+def test_a_second_process_may_not_train_into_the_same_folder(small_config, monkeypatch):
+    code = "import sys, time, record; from pathlib import Path; held = record.lock(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
+    small_config.out.mkdir()
+    other = subprocess.Popen([sys.executable, "-c", code, small_config.out], cwd=ROOT, stdout=subprocess.PIPE)
+    assert other.stdout.readline()
+    monkeypatch.setattr(record, "LOCK_PATIENCE", 0.1)
+    with pytest.raises(RunError, match="another process is training into it"):
+        main.train(small_config)
+    other.kill()
+    other.communicate()
+    record.lock(small_config.out)  # a kill leaves no lock behind
+
+
+def test_losses_that_are_never_finite_end_the_run_and_name_the_rate(small_config, monkeypatch):
+    step = engine.train_step
+    monkeypatch.setattr(engine, "train_step", lambda model, x, y, *rest, **more: step(model, x, y * float("nan"), *rest, **more))
+    with pytest.raises(engine.TrainingError, match="20 steps in a row .* lower --lr"):
+        main.train(dataclasses.replace(small_config, epochs=5))
+    assert checkpoint.load(small_config.out / "last.pt")["progress"]["step"] == 0
+
+
 def test_a_photo_that_vanishes_during_training_does_not_end_the_run(small_config, drawn, tmp_path, monkeypatch):
-    import shutil
     data = shutil.copytree(drawn, tmp_path / "photos")
     save, victims = checkpoint.save, sorted(data.rglob("*.jpg"))[::20]
 

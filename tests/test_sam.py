@@ -109,8 +109,9 @@ def test_a_gradient_that_is_not_finite_skips_the_step_and_is_counted(bad_pass):
     sam_step(optimizer, [w], lambda: (w**2).sum() * next(passes))
     assert torch.equal(w, weight)
     torch.testing.assert_close(optimizer.state_dict()["base"], momentum, rtol=0, atol=0)
-    assert (optimizer.steps, optimizer.skipped) == (2, 1)
+    assert (optimizer.steps, optimizer.skipped, optimizer.skipped_in_a_row) == (2, 1, 1)
     sam_step(optimizer, [w], lambda: (w**2).sum())
+    assert (optimizer.skipped, optimizer.skipped_in_a_row) == (1, 0)
     assert not torch.equal(w, weight)
 
 
