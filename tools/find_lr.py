@@ -22,8 +22,8 @@ from config import Config
 from console import Bar
 from dataset import Batches, Photos, make_loader
 from loss import Loss
-from main import USER_ERRORS, choose_precision
 from model import CosineHead, build_model, native_size, parameter_groups
+from prepare import choose_precision
 from sam import SAM
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
@@ -101,5 +101,5 @@ def main(config: Config, picture: Path = Path("rate.png")) -> None:
 if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    except USER_ERRORS as error:
+    except ValueError as error:
         sys.exit(str(error))
