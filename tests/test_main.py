@@ -133,7 +133,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
 def test_two_processes_score_as_one(small_config, tmp_path):
     torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
     config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, sam_start=0.0, sam_whole=True)
-    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE,
+                      env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     one = pd.read_csv(main.train(config) / "log.csv")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
