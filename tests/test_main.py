@@ -31,8 +31,7 @@ def weights_of(run, name: str = "last.pt") -> torch.Tensor:
     return torch.cat([w.flatten().double() for w in checkpoint.load(run / name)["weights"].values()])
 
 
-TWICE = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-         "--dynamo_backend", "no")
+TWICE = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")  # accelerate launch --cpu starts but one process
 
 
 def command(*arguments, launcher=(), **more) -> subprocess.Popen:
@@ -134,7 +133,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
 def test_two_processes_score_as_one(small_config, tmp_path):
     torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
     config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, sam_start=0.0, sam_whole=True)
-    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE)
+    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE,
+                      env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     one = pd.read_csv(main.train(config) / "log.csv")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
