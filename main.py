@@ -178,7 +178,8 @@ def train(config: Config) -> Path:
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60
             save_last()
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()  # not end_training: it would part the processes, which go on
     if progress["epoch"] < config.epochs:
         accelerator.print(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
@@ -214,9 +215,9 @@ def train(config: Config) -> Path:
                                                    "known_limit": trusted["known_limit"]})
         record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
+    say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
+        f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
     accelerator.print(
-        f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
-        f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos\n"
         f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
         f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")

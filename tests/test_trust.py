@@ -23,10 +23,18 @@ def test_a_certain_error_does_not_break_the_temperature():
 
 
 def test_views_are_averaged_after_the_temperature_as_an_answer_is():
-    # two views, certain of 0 and undecided: at T the mean is (s(log 9 / T) + 1/2) / 2, least surprised by half and half when T is largest
-    probs = np.array([[[0.9, 0.1], [0.5, 0.5]]] * 2)
-    assert trust.fit_temperature(probs, np.array([0, 1])) == pytest.approx(10, rel=0.01)
+    # two views, certain of 0 and undecided, one photo of each class: the flatter the better
+    probs = np.array([[[0.9, 0.1], [0.5, 0.5]]] * 2000)
+    assert trust.fit_temperature(probs, np.arange(2000) % 2) > 5
     assert trust.at_temperature(probs, 0.5)[0, 0] == pytest.approx([0.81 / 0.82, 0.01 / 0.82])
+
+
+def test_a_few_lucky_photos_do_not_make_it_boast():
+    # of three photos called 0.8 sure all are right: without the prior T would end at its limit, 0.1
+    probs = np.array([[[0.8, 0.2]]] * 3)
+    few, many = (trust.fit_temperature(np.repeat(probs, n, 0), np.zeros(3 * n, int)) for n in (1, 1000))
+    assert 0.5 < few < 1
+    assert many < 0.2
 
 
 def test_the_limit_keeps_19_of_20():
