@@ -66,7 +66,7 @@ def test_training_and_prediction_name_bad_photos_and_lose_nothing_else(small_con
     assert len(left_out) == len(refused)
     for name in refused:
         assert f"left out, cannot be read: {shown(data / 'Amanita' / name)}: " in printed
-    table = pd.read_csv(run / "photos.csv", lineterminator="\n", encoding_errors="surrogateescape")
+    table = pd.read_csv(run / "photos.csv", lineterminator="\n", encoding_errors="surrogateescape", keep_default_na=False)
     assert set(table.path[table.error != ""]) == {str(data / "Amanita" / name) for name in refused}
 
     places = [data / "Amanita" / name for name in refused + read]

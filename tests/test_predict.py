@@ -86,12 +86,12 @@ def test_a_csv_of_photos_with_and_without_labels(run, drawn, tmp_path, capsys):
 
 def test_a_photo_of_something_else_is_unknown_but_keeps_its_likeliest_class(run, photo, tmp_path, capsys):
     saved = checkpoint.load(run / "best.pt")
-    checkpoint.save(tmp_path / "strict.pt", saved | {"known_limit": 1.1})
+    checkpoint.save(tmp_path / "strict.pt", saved | {"known_limit": 1.0})
     assert predict.main(Options((photo,), checkpoint=(tmp_path / "strict.pt",), csv=tmp_path / "out.csv")) == 0
     row = pd.read_csv(tmp_path / "out.csv").iloc[0]
     assert row.unknown == "yes"
     assert row.label == next(iter(Predictor(run / "best.pt")(photo)))
-    assert f"unknown: it looks like none of the classes (known {row.known:.2f}, below 1.10)" in capsys.readouterr().out
+    assert f"unknown: it looks like none of the classes (known {row.known:.2f}, below 1.00)" in capsys.readouterr().out
 
 
 def test_several_checkpoints_and_views_are_averaged(run, photo, small_config):
@@ -125,7 +125,7 @@ def test_without_a_checkpoint_the_newest_run_answers_and_is_named(run, photo):
 def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = checkpoint.load(run / "best.pt")
-    checkpoint.save(tmp_path / "other.pt", {k: v for k, v in saved.items() if k != "format"} | {"classes": ["x"] * 9})
+    checkpoint.save(tmp_path / "other.pt", {k: v for k, v in saved.items() if k != "format"} | {"classes": list("abcdefghi")})
     (tmp_path / "void").mkdir()
     best = run / "best.pt"
     for options, message in [(Options((photo,), checkpoint=(tmp_path / "none.pt",)), "none.pt: no such checkpoint"),
