@@ -125,7 +125,7 @@ def test_without_a_checkpoint_the_newest_run_answers_and_is_named(run, photo):
 def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = checkpoint.load(run / "best.pt")
-    checkpoint.save(tmp_path / "other.pt", {k: v for k, v in saved.items() if k != "format"} | {"classes": list("abcdefghi")})
+    checkpoint.save(tmp_path / "other.pt", {k: v for k, v in saved.items() if k != "format"} | {"classes": list("abcdefghi"), "notes": {}})
     (tmp_path / "void").mkdir()
     best = run / "best.pt"
     for options, message in [(Options((photo,), checkpoint=(tmp_path / "none.pt",)), "none.pt: no such checkpoint"),

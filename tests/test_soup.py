@@ -33,7 +33,7 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
 
     soup.main((runs[0], runs[0]), out=tmp_path / "same.pt", greedy=True, workers=0)
     assert "head.weight" in checkpoint.load(tmp_path / "same.pt")["weights"]
-    other = {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"} | {"classes": list("abcdefghi")}
+    other = {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"} | {"classes": list("abcdefghi"), "notes": {}}
     checkpoint.save(tmp_path / "other.pt", other)
     with pytest.raises(CheckpointError, match="other.pt: has another classes"):
         soup.main((runs[0], tmp_path / "other.pt"), out=tmp_path / "soup.pt")
