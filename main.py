@@ -16,6 +16,7 @@ from accelerate import Accelerator, PartialState
 import checkpoint
 import dataset
 import engine
+import fitting
 import metrics
 import record
 import trust
@@ -26,7 +27,7 @@ from dataset import Batches, Photos, make_loader
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, native_size, parameter_groups
 from photos import read_photo
-from prepare import announce_time, choose_precision, draw_a_batch, look_at_photos, resumed
+from prepare import announce_time, choose_precision, draw_a_batch, look_at_photos, rehearse, resumed
 from sam import SAM
 from tools.report import write_report
 from transforms import RandomViews
@@ -91,6 +92,7 @@ def train(config: Config) -> Path:
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
     schedule = engine.make_schedule(config.schedule, sgd, steps, config.warmup)
+    keep_batchnorm = config.keep_batchnorm and config.weights != "none"  # random weights have no statistics to keep
     counts = labels["train"].bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
@@ -146,8 +148,8 @@ def train(config: Config) -> Path:
     if not saved and accelerator.is_main_process:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
     if config.dry_run:
-        say(engine.rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator,
-                            len(classes), config.mixup, config.clip))
+        say(rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator, num_classes=len(classes),
+                     alpha=config.mixup, clip=config.clip, keep_batchnorm=keep_batchnorm))
         say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
         return run
     began = time.monotonic() - 60 * progress["minutes"]
@@ -158,7 +160,7 @@ def train(config: Config) -> Path:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
                 views = FixedViews(size, crop, ANSWER_VIEWS)
                 loader = loader_of("train", views, size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
-                engine.fit_head(learner, loader, labels["train"], accelerator, bar.update)
+                fitting.fit_head(learner, loader, labels["train"], accelerator, bar.update)
             if ema:
                 ema.set(learner)
             judge(epoch=0)
@@ -171,8 +173,7 @@ def train(config: Config) -> Path:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
-                    keep_batchnorm=config.keep_batchnorm and config.weights != "none",
-                    sam_whole=config.sam_whole, stop=stop, tick=bar.tick)
+                    keep_batchnorm=keep_batchnorm, sam_whole=config.sam_whole, stop=stop, tick=bar.tick)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
@@ -202,7 +203,7 @@ def train(config: Config) -> Path:
     answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
         one_view = loader_of("train", FixedViews(size, crop), size * RandomViews.DETAIL)
-        answers, trusted = engine.learn_trust(judged, one_view, labels["train"], loader_of("val", *answer_views), labels["val"],
+        answers, trusted = fitting.learn_trust(judged, one_view, labels["train"], loader_of("val", *answer_views), labels["val"],
                                               accelerator, bar.update)
     scores = {f"val_{name}": score for name, score in scores_of(answers, "val").items()}
     scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
@@ -257,10 +258,10 @@ def train_each_fold(config: Config) -> Path:
 if __name__ == "__main__":
     try:
         config = tyro.cli(Config, description=__doc__)
-        if config.fold < 0:
+        if config.dry_run:
+            train(dataclasses.replace(config, fold=max(config.fold, 0)))
+        elif config.fold < 0:
             train_each_fold(config)
-        elif config.dry_run:
-            train(config)
         else:
             run = train(config)
             alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import torch
 from accelerate import Accelerator
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import dataset
@@ -16,6 +20,7 @@ import pictures
 import record
 from config import Config, ConfigError
 from mixup import mixup
+from sam import SAM, frozen_batchnorm
 
 
 def resumed(config: Config, saved: dict) -> Config:
@@ -63,6 +68,47 @@ def draw_a_batch(run: Path, loader, labels: torch.Tensor, classes: list[str], co
 def announce_time(model, size: int, photos: int, config: Config, accelerator: Accelerator, say) -> None:
     """A CPU may need days for what a GPU does in an hour: better to know before."""
     passes = 1 + (config.rho > 0) * (1 - config.sam_start) / config.sam_every
-    seconds = photos * engine.seconds_a_photo(model, size, passes, accelerator)
+    seconds = photos * seconds_a_photo(model, size, passes, accelerator)
     advice = "" if seconds < 3600 else "; on a GPU, or with --model tf_efficientnet_lite0 --image-size 224, it is minutes"
     say(f"an epoch will take about {seconds / 60:.1f} min on this CPU ({photos} photos of {size} x {size}){advice}")
+
+
+def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:
+    """Time of a forward and backward pass for one photo, times the passes of a step; the model is left as it was."""
+    images = torch.zeros(batch, 3, size, size, device=accelerator.device).to(memory_format=torch.channels_last)
+    model.train()
+    for _ in range(2):                                                     # the first also sets things up
+        began = time.perf_counter()
+        with frozen_batchnorm(model):
+            accelerator.backward(model(images).sum())
+        model.zero_grad()
+    return passes * (time.perf_counter() - began) / batch
+
+
+def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
+             accelerator: Accelerator, *, num_classes: int, alpha: float, clip: float, keep_batchnorm: bool) -> str:
+    """One batch of training and one of validation through everything; what they were, took and held, in words."""
+    lines, began = [], time.perf_counter()
+
+    def tell(what: str, tensor: torch.Tensor) -> None:
+        nonlocal began
+        lines.append(f"{what:28} {tuple(tensor.shape)!s:20} {str(tensor.dtype)[6:]:8} {time.perf_counter() - began:6.2f} s")
+        began = time.perf_counter()
+
+    images, index, _ = next(iter(train_loader))
+    tell("photos read and augmented", images)
+    images, own = engine.to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
+    mixed, targets = mixup(images, own, num_classes, alpha, engine.step_rng(0, 0, 0))
+    tell("mixed; targets below", mixed)
+    tell("", targets)
+    engine.training_mode(model, keep_batchnorm)
+    loss = engine.train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip)
+    tell(f"trained, loss {loss:.3f}", loss)
+    images, _, _ = next(iter(val_loader))
+    tell("validation photos read", images)
+    model.eval()
+    with torch.inference_mode(), accelerator.autocast():
+        logits = model(engine.to_device(images.flatten(0, -4), accelerator))
+    tell("answered", logits)
+    held = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else psutil.Process().memory_info().rss
+    return "\n".join([*lines, f"memory of the {accelerator.device.type}: {held / 2**30:.2f} GiB"])

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from conftest import SMALL
 
 import engine
+import fitting
+import prepare
 from dataset import Batches, Photos, make_loader
 from model import build_model
 from sam import SAM
@@ -97,11 +99,11 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
     paths = [str(p) for folder in sorted(drawn.iterdir())[:classes] if folder.is_dir() for p in sorted(folder.glob("*.jpg"))]
     labels = torch.arange(len(paths)) // 12
     loader = loader_of(paths, 1)
-    engine.fit_head(model, loader, labels, accelerator, lambda photos: None)
+    fitting.fit_head(model, loader, labels, accelerator, lambda photos: None)
     with torch.inference_mode():
         features = torch.cat([model.features(images.flatten(0, -4)) for images, _, _ in loader])
     scaled = (features / features.std()).numpy()
-    reference = LogisticRegression(C=engine.HEAD_C, max_iter=1000).fit(scaled, labels)
+    reference = LogisticRegression(C=fitting.HEAD_C, max_iter=1000).fit(scaled, labels)
     probs, _ = engine.predict_probs(model, loader, classes, accelerator)
     np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=2e-3)
 
@@ -109,7 +111,7 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
 def test_timing_an_epoch_leaves_the_model_as_it_was(accelerator):
     model = build_model(SMALL, 3, "none")
     before = copy.deepcopy(model.state_dict())
-    assert 0 < engine.seconds_a_photo(model, 64, 2, accelerator) < 5
+    assert 0 < prepare.seconds_a_photo(model, 64, 2, accelerator) < 5
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert all(p.grad is None for p in model.parameters())
 

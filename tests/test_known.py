@@ -6,6 +6,7 @@ import torch
 from conftest import SMALL
 
 import engine
+import fitting
 from dataset import Batches, Photos, make_loader
 from known import Known
 from model import build_model
@@ -41,8 +42,8 @@ def learnt(drawn, accelerator):
     paths = [str(path) for folder in sorted(drawn.iterdir())[:5] for path in sorted(folder.glob("*.jpg"))]
     loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 16), 0)
     labels = torch.arange(60) // 12
-    engine.fit_head(model, loader, labels, accelerator, lambda photos: None)
-    return model, loader, *engine.learn_trust(model, loader, labels, loader, labels, accelerator)
+    fitting.fit_head(model, loader, labels, accelerator, lambda photos: None)
+    return model, loader, *fitting.learn_trust(model, loader, labels, loader, labels, accelerator)
 
 
 def test_the_limit_calls_one_photo_in_twenty_unknown(learnt, accelerator):

@@ -34,5 +34,5 @@ def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
     study = tune(own, 1, tmp_path / "study")
     assert study.trials[0].params == {"lr": 0.008, "rho": 0.05, "mixup": 0.2, "weight_decay": 1e-4}
     log = pd.read_csv(tmp_path / "study" / "trial-000" / "log.csv")
-    assert study.best_value == log.val_accuracy.max()
-    assert study.trials[0].intermediate_values == {0: log.val_accuracy[0], 1: log.val_accuracy.max()}
+    assert study.best_value == log.val_loss.min()
+    assert study.trials[0].intermediate_values == {0: log.val_loss[0], 1: log.val_loss.min()}

@@ -1,7 +1,7 @@
 """The learning rate to take: `python -m tools.find_lr --data FOLDER ...`, with main.py's own flags.
 
-The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM) until the loss is
-twice its first and a nat more (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least smoothed loss is suggested, as fastai
+The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM if it is on from
+the start) until the loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least smoothed loss is suggested, as fastai
 does: the loss goes on falling for some steps at a rate that is already too high.
 """
 
@@ -17,6 +17,7 @@ from accelerate import Accelerator
 
 import dataset
 import engine
+import fitting
 import plots
 from config import Config
 from console import Bar
@@ -60,10 +61,10 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     counts = labels.bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
     model, sgd = accelerator.prepare(model, sgd)
-    optimizer = SAM(sgd, config.rho, config.asam, config.sam_every)
+    optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
     if config.head_first:
         with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
-            engine.fit_head(model, loader_of(FixedViews(size, crop, ANSWER_VIEWS), None), labels, accelerator, bar.update)
+            fitting.fit_head(model, loader_of(FixedViews(size, crop, ANSWER_VIEWS), None), labels, accelerator, bar.update)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:

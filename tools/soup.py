@@ -15,6 +15,7 @@ from tyro.conf import Positional
 
 import checkpoint
 import engine
+import fitting
 import metrics
 import record
 from checkpoint import CheckpointError
@@ -74,7 +75,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     score = accuracy(*(saved[k]["weights"] for k in chosen))
     eval_loader = loader_of("train", FixedViews(size, crop), size / crop)
     answer_loader = loader_of("val", FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL)
-    _, learnt = engine.learn_trust(model, eval_loader, labels["train"], answer_loader, labels["val"], accelerator)
+    _, learnt = fitting.learn_trust(model, eval_loader, labels["train"], answer_loader, labels["val"], accelerator)
     trusted = {name: learnt[name] for name in ("temperature", "known_limit")}
     checkpoint.save(out, {**first, "weights": model.state_dict(), **trusted})
     print(f"{out}: accuracy {score:.4f}, the mean of {' '.join(str(checkpoints[k]) for k in chosen)}")

@@ -36,7 +36,7 @@ def arguments(values: dict) -> list[str]:
 
 
 def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
-    """The best validation accuracy of a run with the trial's knobs; the run reports each epoch by its log.csv."""
+    """The lowest validation loss of a run with the trial's knobs, as main.py picks; the run reports each epoch by its log.csv."""
     import optuna
     folder = out / f"trial-{trial.number:03d}"
     with (out / f"{folder.name}.txt").open("w") as screen:
@@ -48,7 +48,7 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
                 ended = process.poll() is not None  # asked before the log is read, so that its last row is not missed
                 log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else pd.DataFrame()
                 for row in log.iloc[seen:].itertuples():
-                    trial.report(log.val_accuracy[:row.Index + 1].max(), int(row.epoch))
+                    trial.report(log.val_loss[:row.Index + 1].min(), int(row.epoch))
                     seen += 1
                     if trial.should_prune() and not ended:
                         raise optuna.TrialPruned
@@ -61,7 +61,7 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
                 process.wait()
     if process.returncode:
         raise RuntimeError(f"{folder}: main.py ended with code {process.returncode}; {screen.name} says why.")
-    return float(log.val_accuracy.max())
+    return float(log.val_loss.min())
 
 
 def tune(flags: tuple[str, ...], trials: int, out: Path):
@@ -70,13 +70,13 @@ def tune(flags: tuple[str, ...], trials: int, out: Path):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
-        storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="maximize",
+        storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="minimize",
         sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
     if not study.trials:
         study.enqueue_trial({knob: getattr(Config, knob) for knob in ("lr", "rho", "mixup", "weight_decay")})
 
     def tell(study, trial) -> None:
-        value = f"accuracy {trial.value:.4f}" if trial.state.name == "COMPLETE" else "ended early"
+        value = f"val loss {trial.value:.4f}" if trial.state.name == "COMPLETE" else "ended early"
         print(f"trial {trial.number:3d}  {value}  " + "  ".join(f"{knob} {v:.4g}" for knob, v in trial.params.items()), flush=True)
 
     study.optimize(lambda trial: run_trial(trial, flags, out), n_trials=trials, callbacks=[tell])
@@ -91,7 +91,7 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
         sys.exit("tuning needs the package optuna: pip install -r requirements-extra.txt")
     best = tune(flags, trials, out).best_trial
     command = shlex.join(["python", "main.py", *flags, *arguments({knob: f"{value:.4g}" for knob, value in best.params.items()})])
-    print(f"best: trial {best.number}, accuracy {best.value:.4f}. Confirm with other seeds:\n  {command} --seed 1")
+    print(f"best: trial {best.number}, val loss {best.value:.4f}. Confirm with other seeds:\n  {command} --seed 1")
 
 
 if __name__ == "__main__":
