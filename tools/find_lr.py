@@ -1,8 +1,8 @@
 """The learning rate to take: `python -m tools.find_lr --data FOLDER ...`, with main.py's own flags.
 
-The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM if it is on from
-the start) until the loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least smoothed loss is suggested, as fastai
-does: the loss goes on falling for some steps at a rate that is already too high.
+The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM if it is on
+from the start) until the loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least
+smoothed loss is suggested, as fastai does: the loss goes on falling for some steps at a rate that is already too high.
 """
 
 from __future__ import annotations
