@@ -49,6 +49,7 @@ def train(config: Config) -> Path:
     engine.keep_memory()
     if config.deterministic:
         engine.be_deterministic()
+    listed = None if saved else engine.from_main(lambda: dataset.load_table(config.data), accelerator)  # no photos, no run folder
     run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
     _lock = accelerator.is_main_process and record.lock(run)  # until this name is gone
     accelerator.project_configuration.logging_dir = run       # known only now: all processes must agree on it
@@ -57,7 +58,8 @@ def train(config: Config) -> Path:
     say(f"{run}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
-    table = record.read_table(run / "photos.csv") if saved else engine.from_main(lambda: look_at_photos(config, run, say), accelerator)
+    table = (record.read_table(run / "photos.csv") if saved
+             else engine.from_main(lambda: look_at_photos(listed, config, run, say), accelerator))
     if saved:
         changed = dataset.changes(table, config.data)
         if changed:

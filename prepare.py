@@ -45,9 +45,8 @@ def choose_precision() -> tuple[str, str]:
     return "fp16", "fp16 mixed precision with loss scaling (the card has no bf16)"
 
 
-def look_at_photos(config: Config, run: Path, say) -> pd.DataFrame:
-    """Table, trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
-    table = dataset.load_table(config.data)
+def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:
+    """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     quiet = config.quiet or None  # none = where no person watches
     table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
     table = dataset.split(table, config.fold, config.folds, config.seed)

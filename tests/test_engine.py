@@ -195,3 +195,27 @@ def test_the_moving_average_starts_at_the_weights_and_forgets_by_its_decay():
         left.append(ema.module.weight.item())
     assert left[1] == pytest.approx(1 - 2 ** (-2 / 3))  # short at first: 1 - (1 + step) ** (-2/3)
     assert left[-1] / left[-2] == pytest.approx(0.9)
+
+
+def test_an_epoch_moves_the_average_behind_the_weights(accelerator, drawn):
+    torch.manual_seed(0)
+    model = build_model(SMALL, 9, "none")
+    paths = sorted(map(str, drawn.rglob("*.jpg")))[:12]
+    ema = engine.make_ema(model, 0.9)
+    start, mean, step = model.head.weight.detach().clone(), None, 0
+
+    def follow() -> bool:  # asked after each step: the average by hand, 1 - (1 + step) ** (-2/3) of the old, at most 0.9
+        nonlocal mean, step
+        keep = min(1 - (1 + step) ** (-2 / 3), 0.9) if step else 0.0
+        now = model.head.weight.detach().clone()
+        mean, step = now if mean is None else keep * mean + (1 - keep) * now, step + 1
+        return False
+
+    engine.train_one_epoch(
+        model, loader_of(paths, 1, batch=3), torch.arange(12) % 9, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.0),
+        lambda step: None, ema, accelerator, {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": 1},
+        num_classes=9, alpha=0.0, clip=5.0, seed=0, keep_batchnorm=False, stop=follow, tick=lambda loss: None)
+    assert step == 4
+    torch.testing.assert_close(ema.module.head.weight, mean)
+    assert not torch.allclose(ema.module.head.weight, model.head.weight, atol=1e-4)
+    assert not torch.allclose(ema.module.head.weight, start, atol=1e-4)

@@ -70,6 +70,8 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     best = checkpoint.load(run / "best.pt")
     assert best["history"][-1]["val_loss"] == log.val_loss.min()
     assert "optimizer" not in best
+    last = checkpoint.load(run / "last.pt")
+    assert not torch.equal(last["weights"]["head.weight"], last["learner"]["head.weight"])  # what is judged is the moving average
     assert best["temperature"] != 1
     assert 0 < best["known_limit"] < 1
     assert set(best["notes"]) >= {"Amanita", "Cortinarius"}
@@ -260,6 +262,7 @@ def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="Three ways"):
         main.train(Config(data=tmp_path / "empty"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkeypatch):
@@ -302,3 +305,35 @@ def test_the_way_back_to_the_head_alone_is_tried_and_the_best_of_all_is_kept(sma
     for name in start:
         if start[name].is_floating_point() and not name.startswith("known."):  # that is fitted afterwards
             torch.testing.assert_close(kept[name], torch.lerp(start[name], end[name], share))
+
+
+def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    seen = {}
+
+    def spy(owner, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, **more: (seen.__setitem__(name, given), real(*given, **more))[1])
+
+    for owner, name in ((main, "parameter_groups"), (main, "Loss"), (main.engine, "make_schedule"), (main.engine, "make_ema")):
+        spy(owner, name)
+    monkeypatch.setattr(main.engine, "be_deterministic", lambda: seen.__setitem__("be_deterministic", ()))  # it would hold for all tests
+
+    def reached(*_, **more):
+        seen["train_one_epoch"] = more
+        raise Reached
+
+    monkeypatch.setattr(main.engine, "train_one_epoch", reached)
+    with pytest.raises(Reached):
+        main.train(dataclasses.replace(
+            small_config, weight_decay=0.01, layer_decay=0.7, head_lr=0.5, smoothing=0.1, focal=2.0, balance="weights", arcface=0.3,
+            schedule="step", warmup=0.25, ema=0.5, deterministic=True, mixup=0.4, clip=3.0))
+    assert seen["parameter_groups"][1:] == (0.01, 0.7, 0.5)
+    assert seen["Loss"][1:] == (0.1, 2.0, "weights", 0.3, 30.0)
+    assert (seen["make_schedule"][0], seen["make_schedule"][3]) == ("step", 0.25)
+    assert seen["make_ema"][1] == 0.5
+    assert "be_deterministic" in seen
+    assert (seen["train_one_epoch"]["alpha"], seen["train_one_epoch"]["clip"]) == (0.4, 3.0)
+    assert seen["train_one_epoch"]["keep_batchnorm"] is False  # random weights have no statistics to keep
