@@ -11,11 +11,12 @@ from conftest import ROOT
 import predict
 from config import Config
 from data import download, draw
-from tools import app, compare, export, find_lr, report, soup, suspects, tune
+from tools import app, compare, export, find_lr, publish, quantize, report, soup, suspects, tune
 
 SCRIPTS = {"main.py": Config, "predict.py": predict.Options, "data/draw.py": draw.draw_dataset, "data/download.py": download.download,
            "tools.app": app.Options, "tools.compare": compare.main, "tools.export": export.export, "tools.find_lr": find_lr.main,
-           "tools.report": report.main, "tools.soup": soup.main, "tools.suspects": suspects.main, "tools.tune": tune.main}
+           "tools.publish": publish.publish, "tools.quantize": quantize.quantize, "tools.report": report.main,
+           "tools.soup": soup.main, "tools.suspects": suspects.main, "tools.tune": tune.main}
 
 
 def commands(page: str) -> list[str]:

@@ -1,0 +1,119 @@
+"""tools/publish.py and tools/quantize.py: a model that leaves its run folder answers as it did there."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import timm
+import torch
+from conftest import SMALL
+
+import checkpoint
+import record
+from checkpoint import CheckpointError
+from config import Config
+from model import build_model
+from predict import Predictor
+from tools import export, publish, quantize
+from trained import load_model
+
+CLASSES = ["Amanita", "Boletus", "Suillus"]
+
+
+@pytest.fixture(scope="module")
+def run(drawn, tmp_path_factory):
+    """A run folder as main.py leaves it, of a random network whose answers differ from photo to photo."""
+    folder = tmp_path_factory.mktemp("runs") / "three"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = build_model(SMALL, 3, "none")
+    torch.nn.init.normal_(model.head.weight, std=30.0)
+    checkpoint.save(folder / "best.pt", {
+        "model": SMALL, "head": "linear", "classes": CLASSES, "image_size": 64, "crop": 0.9, "temperature": 1.7, "known_limit": 0.4,
+        "notes": {"Amanita": {"danger": "deadly", "note": "the liver fails"}}, "config": Config().to_dict(), "weights": model.state_dict()})
+    photos = [(str(path), name, "val" if k < 4 else "train") for name in CLASSES for k, path in enumerate(sorted((drawn / name).iterdir()))]
+    table = pd.DataFrame(photos, columns=["path", "label", "side"])
+    record.write_table(folder / "photos.csv", table)
+    val = table[table.side == "val"]
+    record.write_answers(folder / "val.csv", val, Predictor(folder / "best.pt").probs(val.path.tolist())[0], CLASSES)
+    export.export(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def published(run):
+    return publish.publish(run)
+
+
+def test_timm_reads_the_published_weights_and_answers_as_the_checkpoint(run, published, drawn):
+    network = timm.create_model(f"local-dir:{published}", pretrained=True).eval()
+    config = network.pretrained_cfg
+    assert (config["input_size"], config["crop_pct"]) == ((3, 64, 64), 0.9)
+    model, saved = load_model(run / "best.pt")
+    images = export.some_images(64)
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.inference_mode():
+        theirs = network((images / 255 - mean) / std).softmax(1)
+        ours = (model(images) / saved["temperature"]).softmax(1)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+    assert ours.std(0).max() > 0.01  # it is no constant
+
+
+def test_the_example_of_the_card_runs_without_torch_and_answers_as_predict(published, drawn):
+    card = (published / "README.md").read_text(encoding="utf-8")
+    code = card.split("```python\n")[1].split("```")[0]
+    assert not set(code.replace(",", " ").split()) & {"torch", "timm", "predict"}
+    photo = sorted((drawn / "Boletus").iterdir())[0]
+    command = [sys.executable, "-c", code, str(photo)]
+    said = subprocess.run(command, cwd=published, check=True, capture_output=True, text=True).stdout.split()
+    answer = Predictor(published / "best.onnx", tta=1)(photo)
+    assert said[0] == max(answer, key=answer.get)
+    assert float(said[1]) == pytest.approx(max(answer.values()), abs=0.05)  # Pillow and OpenCV shrink a little differently
+
+
+def test_the_card_says_how_good_it_is_and_what_is_deadly(run, published):
+    card = (published / "README.md").read_text(encoding="utf-8")
+    answers = record.read_table(run / "val.csv")
+    right = answers[CLASSES].astype(float).idxmax(axis=1) == answers.label
+    error = np.sqrt(right.mean() * (1 - right.mean()) / 12)
+    assert f"accuracy **{right.mean():.3f}** (standard error {error:.3f})" in card
+    assert "On 12 photos" in card
+    assert "Amanita: the liver fails." in card
+    assert "Never eat a mushroom" in card
+
+
+def test_push_hands_the_folder_to_the_hub_and_an_error_leaves_it_on_the_disk(run, monkeypatch):
+    told = []
+
+    class Hub:
+        def create_repo(self, repo, *, private, exist_ok):
+            told.append((repo, private, exist_ok))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            told.append((repo_id, sorted(file.name for file in folder_path.iterdir())))
+
+    monkeypatch.setattr(publish, "HfApi", Hub)
+    publish.publish(run, push="me/mushrooms", private=True)
+    assert told == [("me/mushrooms", True, True), ("me/mushrooms", ["README.md", "best.onnx", "config.json", "model.safetensors"])]
+    monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 Unauthorized")))
+    with pytest.raises(CheckpointError, match=r"me/mushrooms: the hub did not take it \(401 Unauthorized\).*hf auth login"):
+        publish.publish(run, push="me/mushrooms")
+
+
+def test_an_arcface_head_is_not_for_timm(run):
+    model, saved = load_model(run / "best.pt")
+    with pytest.raises(CheckpointError, match="without --arcface"):
+        publish.as_timm(model, saved | {"head": "cosine"})
+
+
+def test_eight_bits_keep_nearly_all_answers_and_what_the_file_says_of_itself(run, drawn, capsys):
+    out = quantize.quantize(run)
+    plain, small = Predictor(run / "best.onnx", tta=1), Predictor(out, tta=1)
+    assert (small.classes, small.limit, small.notes) == (plain.classes, plain.limit, plain.notes)
+    paths = sorted(map(str, drawn.rglob("*.jpg")))
+    ours, theirs = plain.probs(paths)[0], small.probs(paths)[0]
+    assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.9
+    assert np.abs(ours - theirs).max() > 1e-6  # it is another network
+    assert "on 12 photos" in capsys.readouterr().out

@@ -1,0 +1,140 @@
+"""Make a run's model ready to travel: `python -m tools.publish RUN` fills RUN/model/; `--push USER/NAME` uploads it.
+
+In the folder: model.safetensors and config.json as timm reads them (`timm.create_model("hf-hub:USER/NAME", pretrained=True)`,
+temperature folded into the head), best.onnx for predict.py and for programs without torch, and README.md, the model card.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import tyro
+from huggingface_hub import HfApi
+from timm.models import save_for_hf
+from tyro.conf import Positional
+
+import metrics
+import record
+from checkpoint import CheckpointError
+from tools.export import export
+from trained import load_model
+
+EXAMPLE = '''\
+import json, sys
+import numpy as np, onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("best.onnx")
+about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
+photo = ImageOps.fit(photo, [about["image_size"]] * 2, Image.Resampling.BOX, bleed=(1 - about["crop"]) / 2)
+logits, known = session.run(None, {"images": np.asarray(photo).transpose(2, 0, 1)[None]})
+probs = np.exp(logits[0] / about["temperature"]) / np.exp(logits[0] / about["temperature"]).sum()
+print(about["classes"][probs.argmax()], probs.max(), "unknown" if known[0] < about["known_limit"] else "")
+'''
+
+CARD = """\
+---
+library_name: timm
+pipeline_tag: image-classification
+license: {license}
+tags: [image-classification, timm, onnx, fungi]
+---
+# {title}
+
+Names what is on a photo: one of {classes}. A {model} at {size} x {size} pixels, trained on {learnt} photos.
+
+**Never eat a mushroom because a program named it.** Deadly and edible species share genera, and look alike.
+{dangers}
+
+## How good it is
+
+On {judged} photos that it did not learn from, eight views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
+macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}. The best epoch was picked on the same photos, which flatters
+a little; photos of other people and other places are harder.
+
+| class | photos learnt from | photos judged | of these recognised |
+| --- | --- | --- | --- |
+{rows}
+
+## Limits
+
+It knows no other class: what it was not taught gets the likeliest of its names. `known` (0 to 1), the second output of best.onnx, is low
+for photos that show nothing of the kind; a kind near to its own mostly passes. Below, one view of the photo answers.
+
+## Use
+
+```
+import timm
+network = timm.create_model("hf-hub:{repo}", pretrained=True)      # logits whose softmax is calibrated
+```
+
+Without torch (`pip install numpy onnxruntime pillow`), photo's path as the argument:
+
+```python
+{example}```
+
+Or with the program that made it: `python predict.py photo.jpg --checkpoint best.onnx`.
+"""
+
+
+def publish(run: Positional[Path], push: str = "", license: str = "other", private: bool = False) -> Path:
+    """run: a run's folder. push: USER/NAME on the Hugging Face hub (log in first: `hf auth login`); none = only the folder.
+    license: of the model, as the hub names it; photos and pretrained weights have terms of their own. private: seen by you alone."""
+    model, saved = load_model(run / "best.pt")
+    out = run / "model"
+    out.mkdir(exist_ok=True)
+    save_for_hf(as_timm(model, saved), out, {"label_names": saved["classes"]}, safe_serialization=True)
+    shutil.copyfile(export(run), out / "best.onnx")
+    (out / "README.md").write_text(card(run, saved, push or f"USER/{run.resolve().name}", license), encoding="utf-8")
+    if push:
+        try:
+            hub = HfApi()
+            hub.create_repo(push, private=private, exist_ok=True)
+            hub.upload_folder(repo_id=push, folder_path=out)
+        except Exception as error:  # every layer below the hub raises its own kind
+            raise CheckpointError(f"--push {push}: the hub did not take it ({error}). All is in {out}: log in with `hf auth login`, "
+                                  "or upload the folder by hand.") from error
+    print(f"{out}: {', '.join(sorted(file.name for file in out.iterdir()))}" + (f"; uploaded to {push}" if push else ""))
+    return out
+
+
+def as_timm(model, saved: dict) -> torch.nn.Module:
+    """The same network as timm builds it, with its own classifier in place of our head, divided by the temperature."""
+    if saved["head"] != "linear":
+        raise CheckpointError("timm has no classifier of ArcFace's kind: publish a run that was trained without --arcface.")
+    size = saved["image_size"]
+    network = timm.create_model(saved["model"], num_classes=len(saved["classes"]), pretrained_cfg_overlay={
+        "input_size": (3, size, size), "crop_pct": saved["crop"]})
+    place = network.pretrained_cfg["classifier"]
+    head = {f"{place}.{name}": value / saved["temperature"] for name, value in model.head.state_dict().items()}
+    network.load_state_dict({**model.backbone.state_dict(), **head})
+    return network.eval()
+
+
+def card(run: Path, saved: dict, repo: str, license: str) -> str:
+    """The model card: what it is for, on what it was trained, how good it is, where it fails."""
+    photos, answers = record.read_table(run / "photos.csv"), record.read_table(run / "val.csv")
+    classes = saved["classes"]
+    probs, labels = answers[classes].to_numpy(float), answers.label.map(classes.index).to_numpy()
+    scores, learnt = metrics.scores(probs, labels), photos.label[photos.side == "train"].value_counts()
+    rows = [f"| {name} | {learnt.get(name, 0)} | {judged:.0f} | {recall:.2f} |"
+            for name, (_, recall, _, judged) in zip(classes, metrics.per_class(probs, labels), strict=True)]
+    dangers = [f"{name}: {note['note']}." for name, note in saved["notes"].items() if note["danger"] == "deadly"]
+    return CARD.format(
+        license=license, title=repo.split("/")[-1], classes=", ".join(classes), model=saved["model"], size=saved["image_size"],
+        learnt=learnt.sum(), dangers=" ".join(dangers), judged=len(labels), **scores,
+        error=np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / len(labels)), ece=metrics.calibration_error(probs, labels),
+        rows="\n".join(rows), repo=repo, example=EXAMPLE)
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(publish, description=__doc__)
+    except ValueError as error:
+        sys.exit(str(error))
