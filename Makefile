@@ -1,11 +1,11 @@
 # make demo: from nothing to a named mushroom, offline after pip. make test: what CI runs. make bench: side by side with
-# peers, some 20 minutes on an idle machine. Each makes .venv itself.
+# peers, some 20 minutes on an idle machine. make browser: the page in a real Chromium. Each makes .venv itself.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 DATA ?= data/drawn
 
-.PHONY: demo test bench clean
+.PHONY: demo test browser bench clean
 
 demo: $(VENV)/.user
 	$(PY) data/draw.py --out data/drawn --per-class 25
@@ -19,6 +19,10 @@ demo: $(VENV)/.user
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(PY) -m pytest
+
+browser: $(VENV)/.dev
+	$(PY) -m pip install --quiet playwright
+	$(PY) tests/browser_page.py
 
 bench: $(VENV)/.bench
 	test -d $(DATA) || $(PY) data/draw.py --out $(DATA) --per-class 25

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
+import psutil
+import timm
 import torch
 import tyro
 
@@ -24,18 +28,22 @@ from tools.bad_input import fuzzed
 ROOT = Path(__file__).parents[1]
 PATIENCE = 5  # seconds that a photo may take
 EPOCHS = 3
-FLAGS = ("--model", "test_efficientnet.r160_in1k", "--weights", "none", "--image-size", "64", "--batch", "16", "--workers", "0",
-         "--epochs", str(EPOCHS))
+SMALL = "test_efficientnet.r160_in1k"
+FLAGS = ("--model", SMALL, "--image-size", "64", "--batch", "16", "--workers", "0", "--epochs", str(EPOCHS))
+KILL_WAIT = 120  # seconds that the survivors may take to end
 
 
-def main(fuzz: int = 20_000, kills: int = 200, seed: int = 0, out: Path = ROOT / "docs" / "RELIABILITY.md") -> None:
-    """fuzz: byte strings around valid photos. kills: SIGKILLs of a small training, each followed by --resume."""
-    lines = ["# What was done to it, how often, and what was lost", "",
-             f"Written by `python -m tools.torture --fuzz {fuzz} --kills {kills} --seed {seed}` on {time.strftime('%Y-%m-%d')}.", ""]
+def main(fuzz: int = 20_000, kills: int = 200, workers: int = 10, seed: int = 0, out: Path = ROOT / "docs" / "RELIABILITY.md") -> None:
+    """fuzz: byte strings around valid photos. kills: SIGKILLs of a small training, each followed by --resume. workers: SIGKILLs of
+    one process among several, each followed by --resume with another number of processes."""
+    command = f"python -m tools.torture --fuzz {fuzz} --kills {kills} --workers {workers} --seed {seed}"
+    lines = ["# What was done to it, how often, and what was lost", "", f"Written by `{command}` on {time.strftime('%Y-%m-%d')}.", ""]
     if fuzz:
         lines += [f"- {fuzz_photos(fuzz, seed)}"]
     if kills:
         lines += [f"- {kill_and_resume(kills, seed)}"]
+    if workers:
+        lines += [f"- {line}" for line in several_processes(workers, seed)]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
@@ -88,7 +96,7 @@ def kill_and_resume(count: int, seed: int) -> str:
         work = Path(folder)
         draw_dataset(work / "photos", per_class=12, seed=0)
         command = [sys.executable, str(ROOT / "main.py")]
-        first = [*command, "--data", "photos", *FLAGS, "--out"]
+        first = [*command, "--data", "photos", "--weights", "none", *FLAGS, "--out"]
         began = time.monotonic()
         subprocess.run([*first, "reference"], cwd=work, check=True, capture_output=True)
         length, reference = time.monotonic() - began, _weights(work / "reference")
@@ -113,6 +121,69 @@ def kill_and_resume(count: int, seed: int) -> str:
             different += not done or not torch.equal(_weights(out), reference)
     return (f"{kills} SIGKILLs at random moments of a small training, each followed by --resume, until {runs} runs were through: "
             f"{unreadable} unreadable checkpoints, {different} runs that ended with other weights than the run never killed.")
+
+
+def several_processes(count: int, seed: int) -> list[str]:
+    """Two processes, and two machines of two (two launchers on loopback), against one; then one of several is killed, `count` times."""
+    rng, ends, said, numbers = random.Random(seed), [], 0, (1, 2, 4)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        draw_dataset(work / "photos", per_class=12, seed=0)
+        torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), work / "backbone.pth")  # of a file: BatchNorm is kept
+        first = ["--data", "photos", "--weights", "backbone.pth", *FLAGS, "--no-head-first", "--mixup", "0", "--sam-start", "0",
+                 "--sam-whole"]
+        for name, processes, machines in (("one", 1, 1), ("two", 2, 1), ("four", 4, 2)):
+            for launcher in _launch(work, processes, machines, *first, "--out", name):
+                if launcher.wait() != 0:
+                    raise RuntimeError(f"{processes} processes on {machines} machines: {launcher.stdout.read()}")
+        lines = [f"{what} against one process, {EPOCHS} epochs with SAM by the whole batch: losses and gradient norms differ by "
+                 f"{_difference(work / 'one', work / name):.0e} of their size at most, weights by {_apart(work / 'one', work / name):.0e}."
+                 for what, name in (("Two processes", "two"), ("Two machines of two processes (two launchers on loopback)", "four"))]
+        apart = 0.0
+        for kill in range(count):
+            out = work / f"killed{kill}"
+            launchers = _launch(work, 4 if kill % 2 else 2, 2 if kill % 2 else 1, *first, "--out", out.name)
+            while not (out / "last.pt").exists():
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 2))
+            victims = [child for child in psutil.Process(launchers[0].pid).children() if "main.py" in " ".join(child.cmdline())]
+            if not victims:  # it was through before
+                continue
+            rng.choice(victims).kill()
+            began = time.monotonic()
+            printed = "".join(launcher.communicate(timeout=KILL_WAIT)[0] for launcher in launchers)
+            ends.append(time.monotonic() - began)
+            said += "--resume" in printed
+            resumed, = _launch(work, numbers[kill % 3], 1, "--resume", out.name)
+            if resumed.wait() != 0:
+                raise RuntimeError(f"resumed by {numbers[kill % 3]} processes: {resumed.stdout.read()}")
+            apart = max(apart, _apart(work / "one", out))
+    return [*lines, f"{len(ends)} times one process of two, or of two machines of two, was killed: all others ended, after "
+            f"{max(ends):.0f} s at most, {said} times with a word on --resume; gone on with by 1, 2 and 4 processes in turn, the weights "
+            f"end at most {apart:.0e} from those of the one process never killed."]
+
+
+def _launch(work: Path, processes: int, machines: int, *arguments: str) -> list[subprocess.Popen]:
+    """torchrun, one for each machine, on loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(machines), "--node-rank", str(rank), "--nproc-per-node",
+         str(processes // machines), "--master-addr", "127.0.0.1", "--master-port", str(port), str(ROOT / "main.py"), *arguments],
+        cwd=work, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT) for rank in range(machines)]
+
+
+def _difference(one: Path, other: Path) -> float:
+    """The largest relative difference of what the two runs logged."""
+    names = ["train_loss", "grad_norm", "val_loss", "val_accuracy", "val_macro_f1"]
+    ours, theirs = (pd.read_csv(run / "log.csv")[names] for run in (one, other))
+    return float(((theirs - ours).abs() / ours).max().max())
+
+
+def _apart(one: Path, other: Path) -> float:
+    return float((_weights(one) - _weights(other)).abs().max())
 
 
 def _weights(run: Path) -> torch.Tensor:
