@@ -167,6 +167,45 @@ def test_memory_that_runs_out_halves_the_parts_and_leaves_no_trace(accelerator, 
     assert "in 2 parts" in capsys.readouterr().out
     for a, b in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(a, b)
+@pytest.fixture
+def fp16(accelerator, monkeypatch):
+    """The accelerator as on a GPU without bf16, but for the fp16 itself: losses are scaled, gradients unscaled before they are clipped."""
+    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    monkeypatch.setattr(accelerator, "_optimizers", [])
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+    return accelerator
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_scaled_loss_takes_the_step_of_the_plain_one(fp16, batch, rho, accumulate):
+    torch.manual_seed(1)
+    model = build_model(SMALL, 3, "none").eval()  # BatchNorm by its own statistics, so that parts are the whole
+    plain = copy.deepcopy(model)
+    scaled = fp16.prepare(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+    engine.train_step(model, *batch, F.cross_entropy, SAM(scaled, rho), fp16, clip=1.0, accumulate=accumulate)
+    fp16.scaler, fp16.native_amp = None, False  # back to what it was
+    engine.train_step(plain, *batch, F.cross_entropy, SAM(torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9), rho), fp16, clip=1.0)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_a_scaled_loss_that_overflows_skips_the_step_and_lowers_the_scale(fp16, batch, rho):
+    torch.manual_seed(1)
+    model = build_model(SMALL, 3, "none").eval()
+    optimizer = SAM(fp16.prepare(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)), rho)
+    before = copy.deepcopy(model.state_dict())
+    engine.train_step(model, *batch, lambda logits, targets: 1e36 * F.cross_entropy(logits, targets), optimizer, fp16, clip=1.0,
+                      accumulate=2)
+    assert (optimizer.skipped, fp16.scaler.get_scale()) == (1, 2.0**15)
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    engine.train_step(model, *batch, F.cross_entropy, optimizer, fp16, clip=1.0)
+    assert (optimizer.skipped, optimizer.skipped_in_a_row) == (1, 0)
+    assert not torch.equal(model.head.weight, before["head.weight"])
+
+
 @pytest.mark.parametrize(("kind", "rates"), [
     # 20 steps, the first two climb from 0; rate 1
     ("cosine", {0: 0, 1: 0.5, 2: 1, 11: 0.5, 19: 0.0076}),
