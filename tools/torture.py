@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import timm
@@ -21,6 +22,7 @@ import torch
 import tyro
 
 import checkpoint
+import dataset
 from data.draw import draw_dataset
 from photos import PhotoError, read_photo
 from tools.bad_input import fuzzed
@@ -33,11 +35,15 @@ FLAGS = ("--model", SMALL, "--image-size", "64", "--batch", "16", "--workers", "
 KILL_WAIT = 120  # seconds that the survivors may take to end
 
 
-def main(fuzz: int = 20_000, kills: int = 200, workers: int = 10, seed: int = 0, out: Path = ROOT / "docs" / "RELIABILITY.md") -> None:
+def main(fuzz: int = 20_000, kills: int = 200, workers: int = 10, rows: int = 1_000_000, seed: int = 0,
+         out: Path = ROOT / "docs" / "RELIABILITY.md") -> None:
     """fuzz: byte strings around valid photos. kills: SIGKILLs of a small training, each followed by --resume. workers: SIGKILLs of
-    one process among several, each followed by --resume with another number of processes."""
-    command = f"python -m tools.torture --fuzz {fuzz} --kills {kills} --workers {workers} --seed {seed}"
+    one process among several, each followed by --resume with another number of processes. rows: of a table."""
+    command = f"python -m tools.torture --fuzz {fuzz} --kills {kills} --workers {workers} --rows {rows} --seed {seed}"
     lines = ["# What was done to it, how often, and what was lost", "", f"Written by `{command}` on {time.strftime('%Y-%m-%d')}.", ""]
+    if rows:
+        with multiprocessing.get_context("spawn").Pool(1) as apart:  # its memory is measured
+            lines += [f"- {apart.apply(large_table, (rows, seed))}"]
     if fuzz:
         lines += [f"- {fuzz_photos(fuzz, seed)}"]
     if kills:
@@ -46,6 +52,29 @@ def main(fuzz: int = 20_000, kills: int = 200, workers: int = 10, seed: int = 0,
         lines += [f"- {line}" for line in several_processes(workers, seed)]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
+
+
+def large_table(rows: int, seed: int) -> str:
+    """From a CSV to the split, but for the reading of photos, which is the disk's time: their hashes are drawn."""
+    rng = np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(9):
+            (Path(folder) / f"{k}.jpg").touch()
+        table = pd.DataFrame({"label": rng.integers(0, 9, rows), "group": rng.integers(0, rows // 2, rows)})
+        table.assign(image=table.label.map("{}.jpg".format)).to_csv(Path(folder) / "table.csv", index=False)
+        began, before = time.monotonic(), _peak()
+        table = dataset.load_table(Path(folder) / "table.csv")
+        dataset.look_over = lambda paths, progress: (rng.integers(0, 2**63, len(paths)).astype(np.uint64), {})
+        table = dataset.split(dataset.find_trouble(table), 0, 5, seed)
+        text = dataset.describe(table)
+    return (f"A table of {rows} rows in {rows // 2} groups: from the CSV to the split ({(table.side == 'val').sum()} validate) and its "
+            f"description ({len(text.splitlines())} lines) {time.monotonic() - began:.0f} s, {(_peak() - before) / 1e9:.1f} GB. "
+            "Reading the photos not counted.")
+
+
+def _peak() -> int:
+    """The most bytes that this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def fuzz_photos(count: int, seed: int) -> str:
@@ -85,8 +114,7 @@ def _read_each(pipe) -> None:
                 outcome = "refused"
             except Exception:
                 outcome = "other error"
-            unit = 1 if sys.platform == "darwin" else 1024
-            pipe.send((outcome, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
+            pipe.send((outcome, _peak()))
 
 
 def kill_and_resume(count: int, seed: int) -> str:
