@@ -215,7 +215,7 @@ def train(config: Config) -> Path:
         say(f"on the test photos: accuracy {scores['test_accuracy']:.4f}, macro-F1 {scores['test_macro_f1']:.4f}")
     if accelerator.is_main_process:
         checkpoint.save(run / "best.pt", winner | {"weights": judged.state_dict(), "temperature": trusted["temperature"],
-                                                   "known_limit": trusted["known_limit"]})
+                                                   "known_limit": trusted["known_limit"], "kept": chosen})
         record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
     say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "

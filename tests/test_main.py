@@ -73,6 +73,7 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     last = checkpoint.load(run / "last.pt")
     assert not torch.equal(last["weights"]["head.weight"], last["learner"]["head.weight"])  # what is judged is the moving average
     assert best["temperature"] != 1
+    assert f"best: {best['kept']};" in printed
     assert 0 < best["known_limit"] < 1
     assert set(best["notes"]) >= {"Amanita", "Cortinarius"}
     assert 0 <= float(row["val_ece_calibrated"]) <= 1

@@ -11,7 +11,7 @@ import pandas as pd
 from checkpoint import atomic_file
 
 STYLE = """
-body { font: 16px/1.5 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; color: #222; max-width: 64rem; margin: 2rem auto;
+body { font: 16px/1.5 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; color: #222; max-width: 68rem; margin: 2rem auto;
   padding: 0 1rem }
 h1 { font-size: 1.6rem; margin-bottom: 0; overflow-wrap: anywhere }
 h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; border-top: 1px solid #ddd; padding-top: 1rem }

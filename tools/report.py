@@ -16,6 +16,7 @@ import pandas as pd
 import tyro
 from tyro.conf import Positional
 
+import checkpoint
 import metrics
 import plots
 import record
@@ -55,7 +56,7 @@ def write_report(run: Path) -> Path:
     sides = pd.crosstab(photos.label, photos.side[photos.side != ""])
     sides = sides[[side for side in SIDES if side in sides]]
     counts, by_class = metrics.confusion(probs, labels), metrics.per_class(probs, labels)
-    best = log.sort_values("val_loss").epoch.iloc[0]  # as main.py picks it
+    kept = checkpoint.load(run / "best.pt").get("kept", "one of these")  # a run of an earlier day does not say
     shares = [[f"{share:.3f}" for share in row[:3]] + [f"{row[3]:.0f}"] for row in by_class]
     changed = {k: v for k, v in config.items() if Config().to_dict().get(k) != v}
     write_page(
@@ -65,7 +66,7 @@ def write_report(run: Path) -> Path:
                  "log loss": f"{metrics.log_loss(probs, labels):.3f}",
                  "calibration error": f"{metrics.calibration_error(probs, labels):.3f}",
                  "photos judged": str(len(labels)), "minutes": f"{log.minutes.max():.1f}"}),
-        section("Training", f"Each epoch; best.pt is the one of the lowest validation loss, epoch {best}.",
+        section("Training", f"Each epoch. Kept as best.pt, for the lowest validation loss: {kept}.",
                 drawn("curves", plots.curves, log, sam, alt="curves of loss, accuracy, learning rate and gradient norm")),
         section("Confusion, photos", "Rows are the truth, columns the answer.",
                 drawn("confusion", plots.confusion, counts, classes, False, alt="confusion matrix, counts")),
