@@ -12,12 +12,25 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 
+import checkpoint  # noqa: E402
 from config import Config  # noqa: E402
 from data.draw import draw_dataset  # noqa: E402
+from model import build_model  # noqa: E402
 
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
+
+
+def save_random_model(path: Path, classes: list[str], notes: dict) -> None:
+    """A checkpoint of a random network whose answers differ from photo to photo."""
+    torch.manual_seed(0)
+    model = build_model(SMALL, len(classes), "none")
+    torch.nn.init.normal_(model.head.weight, std=30.0)
+    checkpoint.save(path, {
+        "model": SMALL, "head": "linear", "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7, "known_limit": 0.4,
+        "notes": notes, "config": Config().to_dict(), "weights": model.state_dict()})
 
 
 def gradient() -> np.ndarray:

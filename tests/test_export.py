@@ -11,13 +11,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, save_random_model
 
-import checkpoint
 import predict
 from checkpoint import CheckpointError
-from config import Config
-from model import build_model
 from predict import Predictor, newest_checkpoint
 from tools import export
 
@@ -29,13 +26,7 @@ def run(tmp_path_factory):
     """best.pt of a random network whose answers differ from photo to photo, and its export."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     folder.mkdir()
-    torch.manual_seed(0)
-    model = build_model(SMALL, 9, "none")
-    torch.nn.init.normal_(model.head.weight, std=30.0)
-    checkpoint.save(folder / "best.pt", {
-        "model": SMALL, "head": "linear", "classes": list("ABCDEFGH") + ["Мухомор"], "image_size": 64, "crop": 0.9,
-        "temperature": 1.7, "known_limit": 0.4, "notes": {"A": {"danger": "deadly", "note": "by a letter"}}, "config": Config().to_dict(),
-        "weights": model.state_dict()})
+    save_random_model(folder / "best.pt", [*"ABCDEFGH", "Мухомор"], {"A": {"danger": "deadly", "note": "by a letter"}})
     export.export(folder)
     return folder
 

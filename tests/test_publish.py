@@ -8,13 +8,10 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import SMALL
+from conftest import save_random_model
 
-import checkpoint
 import record
 from checkpoint import CheckpointError
-from config import Config
-from model import build_model
 from predict import Predictor
 from tools import export, publish, quantize
 from trained import load_model
@@ -27,12 +24,7 @@ def run(drawn, tmp_path_factory):
     """A run folder as main.py leaves it, of a random network whose answers differ from photo to photo."""
     folder = tmp_path_factory.mktemp("runs") / "three"
     folder.mkdir()
-    torch.manual_seed(0)
-    model = build_model(SMALL, 3, "none")
-    torch.nn.init.normal_(model.head.weight, std=30.0)
-    checkpoint.save(folder / "best.pt", {
-        "model": SMALL, "head": "linear", "classes": CLASSES, "image_size": 64, "crop": 0.9, "temperature": 1.7, "known_limit": 0.4,
-        "notes": {"Amanita": {"danger": "deadly", "note": "the liver fails"}}, "config": Config().to_dict(), "weights": model.state_dict()})
+    save_random_model(folder / "best.pt", CLASSES, {"Amanita": {"danger": "deadly", "note": "the liver fails"}})
     photos = [(str(path), name, "val" if k < 4 else "train") for name in CLASSES for k, path in enumerate(sorted((drawn / name).iterdir()))]
     table = pd.DataFrame(photos, columns=["path", "label", "side"])
     record.write_table(folder / "photos.csv", table)

@@ -153,7 +153,7 @@ def kill_and_resume(count: int, seed: int) -> str:
 
 def several_processes(count: int, seed: int) -> list[str]:
     """Two processes, and two machines of two (two launchers on loopback), against one; then one of several is killed, `count` times."""
-    rng, ends, said, numbers = random.Random(seed), [], 0, (1, 2, 4)
+    rng, ends, said, resumed_by = random.Random(seed), [], 0, []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         draw_dataset(work / "photos", per_class=12, seed=0)
@@ -182,13 +182,14 @@ def several_processes(count: int, seed: int) -> list[str]:
             printed = "".join(launcher.communicate(timeout=KILL_WAIT)[0] for launcher in launchers)
             ends.append(time.monotonic() - began)
             said += "--resume" in printed
-            resumed, = _launch(work, numbers[kill % 3], 1, "--resume", out.name)
+            resumed_by.append((1, 2, 4)[kill % 3])
+            resumed, = _launch(work, resumed_by[-1], 1, "--resume", out.name)
             if resumed.wait() != 0:
-                raise RuntimeError(f"resumed by {numbers[kill % 3]} processes: {resumed.stdout.read()}")
+                raise RuntimeError(f"resumed by {resumed_by[-1]} processes: {resumed.stdout.read()}")
             apart = max(apart, _apart(work / "one", out))
     return [*lines, f"{len(ends)} times one process of two, or of two machines of two, was killed: all others ended, after "
-            f"{max(ends):.0f} s at most, {said} times with a word on --resume; gone on with by 1, 2 and 4 processes in turn, the weights "
-            f"end at most {apart:.0e} from those of the one process never killed."]
+            f"{max(ends):.0f} s at most, {said} times with a word on --resume; gone on with by {sorted(set(resumed_by))} processes, "
+            f"the weights end at most {apart:.0e} from those of the one process never killed."]
 
 
 def _launch(work: Path, processes: int, machines: int, *arguments: str) -> list[subprocess.Popen]:
