@@ -18,7 +18,7 @@ demo: $(VENV)/.user
 
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 browser: $(VENV)/.dev
 	$(PY) -m pip install --quiet playwright

@@ -73,12 +73,17 @@ class atomic_file:
                 os.unlink(self.file.name)
 
 
+def check_exists(path: Path) -> None:
+    """Raises CheckpointError; without torch, so that who mistyped a name waits for nothing."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")
+
+
 def load(path: Path) -> dict:
     """What `save` wrote, on the CPU. Raises CheckpointError when it is missing, broken, or something else."""
     import torch
     path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")
+    check_exists(path)
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())

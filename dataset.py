@@ -73,17 +73,18 @@ def find_trouble(table: pd.DataFrame, progress: Callable = iter) -> pd.DataFrame
     near-duplicates and by photos of one group, in chains: what must stay on one side of a split.
     """
     hashes, errors = look_over(table.path.tolist(), progress)
-    readable = np.array([i for i in range(len(table)) if i not in errors], int)
-    twins = [(readable[i], readable[j]) for i, j in near_duplicates(hashes[readable])]
+    readable = np.setdiff1d(np.arange(len(table)), list(errors))
+    twins = readable[near_duplicates(hashes[readable])]
     named = np.flatnonzero(table.group != "")
-    first = table.reset_index().iloc[named].groupby("group")["index"].transform("first") if len(named) else named
-    table = table.assign(error=[errors.get(i, "") for i in range(len(table))], twin=_components(len(table), twins))
-    return table.assign(cluster=_components(len(table), twins + list(zip(first, named, strict=True))))
+    _, first, of = np.unique(pd.factorize(table.group.iloc[named])[0], return_index=True, return_inverse=True)
+    table = table.assign(error=pd.Series(errors, dtype=str).reindex(range(len(table)), fill_value="").to_numpy(),
+                         twin=_components(len(table), twins))
+    return table.assign(cluster=_components(len(table), np.concatenate([twins, np.stack([named[first][of], named], axis=1)])))
 
 
-def _components(nodes: int, edges: list[tuple[int, int]]) -> np.ndarray:
-    ends = np.array(edges, int).reshape(-1, 2)
-    return connected_components(coo_matrix((np.ones(len(ends)), ends.T), shape=(nodes, nodes)), directed=False)[1]
+def _components(nodes: int, edges: np.ndarray) -> np.ndarray:
+    """The connected component int (nodes,) of each; edges int (M, 2)."""
+    return connected_components(coo_matrix((np.ones(len(edges)), edges.T), shape=(nodes, nodes)), directed=False)[1]
 
 
 def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame:

@@ -70,8 +70,6 @@ class Exported:
 
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file. Make one with `python -m tools.export RUN`.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a thread that spins while it waits takes a core from reading

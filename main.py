@@ -8,9 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import tyro
+
+from config import Config, ConfigError
+
+if __name__ == "__main__":  # before torch is loaded, which takes seconds: a misspelt flag, or --help, is answered at once
+    options = tyro.cli(Config, description=__doc__)
+
 import pandas as pd
 import torch
-import tyro
 from accelerate import Accelerator, PartialState
 
 import checkpoint
@@ -21,7 +27,6 @@ import metrics
 import record
 import trust
 from cache import PhotoCache
-from config import Config, ConfigError
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from loss import Loss
@@ -259,13 +264,12 @@ def train_each_fold(config: Config) -> Path:
 
 if __name__ == "__main__":
     try:
-        config = tyro.cli(Config, description=__doc__)
-        if config.dry_run:
-            train(dataclasses.replace(config, fold=max(config.fold, 0)))
-        elif config.fold < 0:
-            train_each_fold(config)
+        if options.dry_run:
+            train(dataclasses.replace(options, fold=max(options.fold, 0)))
+        elif options.fold < 0:
+            train_each_fold(options)
         else:
-            run = train(config)
+            run = train(options)
             alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
             PartialState().print(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
     except USER_ERRORS as error:

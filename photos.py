@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -51,38 +51,49 @@ def is_name(text: str) -> bool:
     return text.replace("\u200d", "").isprintable()
 
 
-def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> list[dict[str, str]]:
-    """The rows of a CSV image[,label][,group], paths relative to it, as {path, label, group}. Raises DataError."""
+def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> dict[str, list[str]]:
+    """A CSV image[,label][,group], paths relative to it, as the columns path, label, group. Raises DataError."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, restval="")
-            rows, columns = list(reader), reader.fieldnames or []
+            return _columns(csv.reader(text), file, needed)
     except OSError as error:
         raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: not UTF-8 text. Save it as CSV UTF-8.") from error
     except csv.Error as error:
         raise DataError(f"{file}: not a CSV ({error}). Its first line must be image,label or image,label,group.") from error
+
+
+def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> dict[str, list[str]]:
+    header = next(rows, [])
     for column in needed:
-        if column not in columns:
-            raise DataError(f"{file}: no column {column} (found: {shown(', '.join(columns)) or 'none'}). "
+        if column not in header:
+            raise DataError(f"{file}: no column {column} (found: {shown(', '.join(header)) or 'none'}). "
                             "Its first line must be image,label or image,label,group.")
-        if columns.count(column) > 1:
+        if header.count(column) > 1:
             raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
-    if not rows:
-        raise DataError(f"{file}: no rows. {THREE_WAYS}")
     folder = "" if file.parent == Path() else str(file.parent)
+    image, label, group = (header.index(name) if name in header else len(header) for name in ("image", "label", "group"))
+    table = {"path": [], "label": [], "group": []}
     for number, row in enumerate(rows, 2):
-        for column in needed:
-            if not row[column].strip():
-                raise DataError(f"{file}: row {number}: {column} is empty. Fill it in or delete the row.")
-        if None in row:
+        if not row:
+            continue  # an empty line
+        if len(row) > len(header):
             raise DataError(f"{file}: row {number}: more cells than columns. Put a name that holds a comma into quotes.")
-        row["path"] = os.path.join(folder, row["image"])  # Path's own joining takes seconds for a million
-        if not os.path.isfile(row["path"]):
-            raise DataError(f"{file}: row {number}: no such photo {shown(row['image'])} (looked in {file.parent}/). "
+        row += [""] * (len(header) + 1 - len(row))  # the last is of the columns that the table has not
+        for column in needed:
+            if not row[header.index(column)].strip():
+                raise DataError(f"{file}: row {number}: {column} is empty. Fill it in or delete the row.")
+        path = os.path.join(folder, row[image])  # Path's own joining takes seconds for a million
+        if not os.path.isfile(path):
+            raise DataError(f"{file}: row {number}: no such photo {shown(row[image])} (looked in {file.parent}/). "
                             "Paths are relative to the CSV.")
-    return [{"path": row["path"], "label": row.get("label", ""), "group": row.get("group", "")} for row in rows]
+        table["path"].append(path)
+        table["label"].append(row[label])
+        table["group"].append(row[group])
+    if not table["path"]:
+        raise DataError(f"{file}: no rows. {THREE_WAYS}")
+    return table
 
 
 def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:

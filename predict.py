@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 import trust
-from checkpoint import CheckpointError, atomic_file
+from checkpoint import CheckpointError, atomic_file, check_exists
 from photos import DataError, is_photo, read_csv, shown
 from views import ANSWER_VIEWS, VIEWS
 
@@ -90,6 +90,7 @@ class Predictor:
 
 def open_model(path: Path, tta: int, tta_random: bool, batch: int, workers: int) -> Trained | Exported:
     """By the file's suffix; what one kind needs is imported only for it: torch takes seconds."""
+    check_exists(path)
     if path.suffix != ".onnx":
         from trained import Trained
         return Trained(path, tta, tta_random, batch, workers)
@@ -148,7 +149,8 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
         if place == Path("-"):
             rows += [(line.rstrip("\r\n"), "") for line in sys.stdin if line.strip()]
         elif place.suffix.lower() == ".csv":
-            rows += [(row["path"], row["label"]) for row in read_csv(place, needed=["image"])]
+            table = read_csv(place, needed=["image"])
+            rows += zip(table["path"], table["label"], strict=True)
         elif place.is_dir():
             found = sorted(path for path in place.rglob("*") if is_photo(path) and path.is_file())
             if not found:

@@ -100,8 +100,7 @@ def test_too_few_photos_for_the_classes(tmp_path, counts, message):
         split(find_trouble(load_table(tmp_path)), 0, 5, seed=0)
 
 
-def test_hostile_checkpoints_are_refused_and_nothing_runs(tmp_path, monkeypatch, small_config):
-    run = main.train(dataclasses.replace(small_config, epochs=1))
+def test_hostile_checkpoints_are_refused_and_nothing_runs(run, tmp_path, monkeypatch):
     patterns = write_hostile_checkpoints(tmp_path / "hostile", run / "best.pt")
     monkeypatch.chdir(tmp_path / "hostile")
     before = sorted(os.listdir())

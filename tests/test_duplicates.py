@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from duplicates import look_over, near_duplicates, perceptual_hash
+from duplicates import _near, look_over, near_duplicates, perceptual_hash
 from photos import read_photo
 
 
@@ -38,3 +39,14 @@ def test_near_duplicates_connect_the_same_photos_as_comparing_all(hashes, data):
 
     everything = [(i, j) for i in range(len(hashes)) for j in range(i) if (hashes[i] ^ hashes[j]).bit_count() <= 8]
     assert groups(near_duplicates(np.array(hashes, np.uint64), 8)) == groups(everything)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_those_that_agree_are_compared_across_the_border_of_a_chunk(rng, chunk):
+    hashes = np.unique(rng.integers(0, 2**64, 60, np.uint64) & np.uint64(0x0F0F) | np.uint64(1 << 40))
+    mask = np.uint64(0x0F00)
+    found = {frozenset(pair) for pair in _near(hashes, mask, 1, chunk).tolist()}
+    pairs = [(i, j) for i in range(len(hashes)) for j in range(i) if int(hashes[i] ^ hashes[j]).bit_count() <= 1]
+    agree = {frozenset((i, j)) for i, j in pairs if hashes[i] & mask == hashes[j] & mask}
+    assert len(agree) > 20
+    assert agree <= found <= set(map(frozenset, pairs))  # some that do not agree stand side by side too

@@ -68,7 +68,7 @@ def test_a_photo_that_cannot_be_read_is_told_as_the_checkpoint_tells_it(run, pat
 
 def test_an_exported_model_is_asked_without_torch_or_anything_slow(run, paths):
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY}))\n"  # None there makes an import fail
-    done = subprocess.run([sys.executable, "-c", blocked + "import predict, pathlib; sys.exit(predict.main(predict.Options("
+    done = subprocess.run([sys.executable, "-c", blocked + "import predict; sys.exit(predict.main(predict.Options("
                            f"(pathlib.Path({str(paths[0])!r}),), checkpoint=(pathlib.Path({str(run / 'best.onnx')!r}),))))"],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,7 @@ def test_a_foreign_or_hostile_file_is_refused_in_one_sentence(run, tmp_path, cha
 def test_a_missing_or_broken_file_and_random_views_are_refused(run, tmp_path):
     (tmp_path / "text.onnx").write_text("hello")
     (tmp_path / "cut.onnx").write_bytes((run / "best.onnx").read_bytes()[:100_000])
-    for name, message in {"none.onnx": "no such file", "text.onnx": "broken, or not ONNX", "cut.onnx": "broken, or not ONNX"}.items():
+    for name, message in {"none.onnx": "no such checkpoint", "text.onnx": "broken, or not ONNX", "cut.onnx": "broken, or not ONNX"}.items():
         with pytest.raises(CheckpointError, match=f"{name}: .*{message}"):
             Predictor(tmp_path / name)
     with pytest.raises(CheckpointError, match="--tta-random draws from the training pipeline"):
@@ -164,8 +164,8 @@ def test_what_is_missing_or_misnamed_is_said_before_the_work(run, tmp_path, monk
 
 
 def test_predict_says_what_to_install(run):
-    done = subprocess.run([sys.executable, "-c", "import sys; sys.modules['onnxruntime'] = None; import predict, pathlib; "
-                           "predict.Predictor('x.onnx')"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "import sys; sys.modules['onnxruntime'] = None; import predict; "
+                           "predict.Predictor(sys.argv[1])", run / "best.onnx"], cwd=ROOT, capture_output=True, text=True)
     assert "CheckpointError: an exported model needs onnxruntime" in done.stderr
     assert "pip install onnxruntime" in done.stderr
 

