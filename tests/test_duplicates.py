@@ -48,5 +48,5 @@ def test_those_that_agree_are_compared_across_the_border_of_a_chunk(rng, chunk):
     found = {frozenset(pair) for pair in _near(hashes, mask, 1, chunk).tolist()}
     pairs = [(i, j) for i in range(len(hashes)) for j in range(i) if int(hashes[i] ^ hashes[j]).bit_count() <= 1]
     agree = {frozenset((i, j)) for i, j in pairs if hashes[i] & mask == hashes[j] & mask}
-    assert len(agree) > 20
+    assert len(agree) > 10
     assert agree <= found <= set(map(frozenset, pairs))  # some that do not agree stand side by side too
