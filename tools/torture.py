@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import resource
+import runpy
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,14 +34,15 @@ PATIENCE = 5  # seconds that a photo may take
 EPOCHS = 3
 SMALL = "test_efficientnet.r160_in1k"
 FLAGS = ("--model", SMALL, "--image-size", "64", "--batch", "16", "--workers", "0", "--epochs", str(EPOCHS))
+NEW = ["--data", "photos", "--weights", "none", *FLAGS, "--out"]
 KILL_WAIT = 120  # seconds that the survivors may take to end
 
 
-def main(fuzz: int = 20_000, kills: int = 200, workers: int = 10, rows: int = 1_000_000, seed: int = 0,
+def main(fuzz: int = 20_000, kills: int = 200, disks: int = 12, workers: int = 10, rows: int = 1_000_000, seed: int = 0,
          out: Path = ROOT / "docs" / "RELIABILITY.md") -> None:
-    """fuzz: byte strings around valid photos. kills: SIGKILLs of a small training, each followed by --resume. workers: SIGKILLs of
-    one process among several, each followed by --resume with another number of processes. rows: of a table."""
-    command = f"python -m tools.torture --fuzz {fuzz} --kills {kills} --workers {workers} --rows {rows} --seed {seed}"
+    """fuzz: byte strings around valid photos. kills: SIGKILLs of a small training, each followed by --resume. disks: full ones,
+    of 1, 2, ... MB. workers: SIGKILLs of one process among several, each followed by --resume with another number. rows: of a table."""
+    command = f"python -m tools.torture --fuzz {fuzz} --kills {kills} --disks {disks} --workers {workers} --rows {rows} --seed {seed}"
     lines = ["# What was done to it, how often, and what was lost", "", f"Written by `{command}` on {time.strftime('%Y-%m-%d')}.", ""]
     if rows:
         with multiprocessing.get_context("spawn").Pool(1) as apart:  # its memory is measured
@@ -48,6 +51,8 @@ def main(fuzz: int = 20_000, kills: int = 200, workers: int = 10, rows: int = 1_
         lines += [f"- {fuzz_photos(fuzz, seed)}"]
     if kills:
         lines += [f"- {kill_and_resume(kills, seed)}"]
+    if disks:
+        lines += [f"- {fill_the_disk(disks)}"]
     if workers:
         lines += [f"- {line}" for line in several_processes(workers, seed)]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -123,32 +128,90 @@ def kill_and_resume(count: int, seed: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         draw_dataset(work / "photos", per_class=12, seed=0)
-        command = [sys.executable, str(ROOT / "main.py")]
-        first = [*command, "--data", "photos", "--weights", "none", *FLAGS, "--out"]
-        began = time.monotonic()
-        subprocess.run([*first, "reference"], cwd=work, check=True, capture_output=True)
-        length, reference = time.monotonic() - began, _weights(work / "reference")
+        length, reference = _reference(work)
         while kills < count:
-            out, again, done = work / f"run{runs}", first, False
+            out, again, done = work / f"run{runs}", NEW, False
             while not done:
-                process = subprocess.Popen([*again, out.name], cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-                try:
-                    done = process.wait(rng.uniform(0, length)) == 0
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
-                    kills += 1
+                process = _start(work, *again, out.name)
+                process.join(rng.uniform(0, length))
+                kills += process.is_alive()
+                process.kill()
+                process.join()
                 if (out / "last.pt").exists():
-                    again = [*command, "--resume"]
+                    again = ["--resume"]
                     try:
-                        done = checkpoint.load(out / "last.pt")["progress"]["epoch"] == EPOCHS  # killed when all but the exit was done
+                        done = checkpoint.load(out / "last.pt")["progress"]["epoch"] == EPOCHS  # killed when all but the end was done
                     except checkpoint.CheckpointError:
                         unreadable += 1
                         break
             runs += 1
             different += not done or not torch.equal(_weights(out), reference)
+            shutil.rmtree(out)
     return (f"{kills} SIGKILLs at random moments of a small training, each followed by --resume, until {runs} runs were through: "
             f"{unreadable} unreadable checkpoints, {different} runs that ended with other weights than the run never killed.")
+
+
+def fill_the_disk(most: int) -> str:
+    """Trains onto disks of 1 to `most` MB, all in memory; where one is full, it is made larger and the run goes on."""
+    stopped, ends, different = Counter(), [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        work, disk = Path(folder), Path(folder) / "disk"
+        disk.mkdir()
+        draw_dataset(work / "photos", per_class=12, seed=0)
+        _, reference = _reference(work)
+        for size in range(1, most + 1):
+            try:
+                subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}m", "tmpfs", disk], check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError):
+                return "A full disk: not tried, this user may not mount one (Linux, as root)."
+            try:
+                process = _start(work, *NEW, "disk/run")
+                process.join()
+                said = (work / "screen.txt").read_text()
+                if process.exitcode:
+                    ends.append(process.exitcode == 1 and "No space left on device" in said and "Traceback" not in said)
+                    stopped["before the first checkpoint" if not (disk / "run" / "last.pt").exists() else "later"] += 1
+                    subprocess.run(["mount", "-o", "remount,size=1g", disk], check=True)
+                    again = ["--resume"] if (disk / "run" / "last.pt").exists() else NEW
+                    if again == NEW:
+                        shutil.rmtree(disk / "run", ignore_errors=True)
+                    process = _start(work, *again, "disk/run")
+                    process.join()
+                different += process.exitcode != 0 or not torch.equal(_weights(disk / "run"), reference)
+            finally:
+                subprocess.run(["umount", disk], check=True)
+    return (f"Disks of 1 to {most} MB: {len(ends)} were full, {', '.join(f'{count} {when}' for when, count in stopped.items())}; "
+            f"{sum(ends)} times one sentence said so, with exit code 1. Given space, {different} of {most} runs ended with other weights "
+            "than the run on a large disk.")
+
+
+def _reference(work: Path) -> tuple[float, torch.Tensor]:
+    """Seconds, and the weights, of the training that nothing befalls. The first only warms up the server."""
+    for name in ("warm", "reference"):
+        began = time.monotonic()
+        process = _start(work, *NEW, name)
+        process.join()
+        if process.exitcode:
+            raise RuntimeError((work / "screen.txt").read_text())
+    return time.monotonic() - began, _weights(work / "reference")
+
+
+def _start(work: Path, *arguments: str) -> multiprocessing.Process:
+    """main.py on the command line, in a process that has the imports behind it: 10 s less, and no kill is wasted on them."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["main", "tools.report"])
+    process = server.Process(target=_command, args=(work, arguments))
+    process.start()
+    return process
+
+
+def _command(work: Path, arguments: tuple[str, ...]) -> None:
+    os.chdir(work)
+    with open("screen.txt", "w") as screen:
+        os.dup2(screen.fileno(), 1)
+        os.dup2(screen.fileno(), 2)
+    sys.argv = ["main.py", *arguments]
+    runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
 
 
 def several_processes(count: int, seed: int) -> list[str]:
