@@ -1,4 +1,4 @@
-"""Run the benchmarks and write benchmarks/results.md: `python -m benchmarks [NAME ...] [--data FOLDER] [--repeat N]`, or `make bench`.
+"""Run benchmarks: `python -m benchmarks [NAME ...] [--data FOLDER] [--repeat N]`, or `make bench`. Writes benchmarks/results.md.
 
 Each is a script that also runs alone (`python -m benchmarks.step`). `accuracy` takes an hour and runs only when named.
 """
@@ -16,25 +16,31 @@ from pathlib import Path
 ROWS = ("step", "sam", "loader", "cache", "answer", "answers", "views", "memory")
 PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pytorch_optimizer", "ttach", "fastai",
             "onnxruntime", "openvino")
-FINDINGS = "## Findings"
+HEAD = "Ratios of things timed in turn in one run: the median of the rounds (lowest to highest)."
+TABLE = ["| what | ratio | goal | holds | in figures |", "| --- | --- | --- | --- | --- |"]
+FINDINGS = "Findings"
 
 
 def main(names: list[str], flags: list[str]) -> None:
-    began, lines = time.time(), []
-    for name in names or ROWS:
-        done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *flags], stdout=subprocess.PIPE, text=True)
-        sys.stdout.write(done.stdout)
-        lines += [line for line in done.stdout.splitlines() if line.startswith("|")]
-        if done.returncode:
-            lines.append(f"| {name} failed | | | | |")
+    """A section of results.md for each benchmark; older ones of others stay, unless made on another machine or with other versions."""
     file = Path(__file__).with_name("results.md")
-    findings = file.read_text(encoding="utf-8").partition(FINDINGS)[2] if file.exists() else "\n"
-    head = [
-        "# Side by side", "",
-        f"`{' '.join(['python -m benchmarks', *names, *flags])}`, {time.strftime('%Y-%m-%d')}, {(time.time() - began) / 60:.0f} min.",
-        f"{machine()}.", "", "Ratios of things timed in turn in one run: the median of the rounds (lowest to highest).", "",
-        "| what | ratio | goal | holds | in figures |", "| --- | --- | --- | --- | --- |", *lines, "", FINDINGS]
-    file.write_text("\n".join(head) + findings, encoding="utf-8")
+    start = f"# Side by side\n\n{machine()}.\n\n{HEAD}\n"
+    before, *old = (file.read_text(encoding="utf-8") if file.exists() else "").split("\n## ")
+    sections = dict(section.split("\n", 1) for section in old)
+    findings = sections.pop(FINDINGS, "\n")
+    if before != start:
+        sections.clear()
+    for name in names or ROWS:
+        began, command = time.time(), [f"benchmarks.{name}", *flags]
+        done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
+        sys.stdout.write(done.stdout)
+        rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
+        if done.returncode:
+            rows.append(f"| {name} failed | | | | |")
+        made = f"`python -m {' '.join(command)}`, {time.strftime('%Y-%m-%d')}, {(time.time() - began) / 60:.1f} min."
+        sections[name] = "\n".join(["", made, "", *TABLE, *rows, ""])
+    text = "".join(f"\n## {name}\n{body}" for name, body in (sections | {FINDINGS: findings}).items())
+    file.write_text(start + text, encoding="utf-8")
     print(file)
 
 

@@ -18,16 +18,24 @@ def test_ways_are_timed_in_turn_and_the_first_round_does_not_count():
     assert [len(times) for times in seconds.values()] == [3, 3]
 
 
-def test_results_keep_what_a_person_wrote_below_and_name_what_failed(tmp_path, monkeypatch, capfd):
+def test_a_section_each_which_a_later_run_replaces(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "__main__.py"))
-    (tmp_path / "results.md").write_text("yesterday\n## Findings\nby hand\n")
+    results = tmp_path / "results.md"
+    results.write_text("# measured elsewhere\n\n## step\n\nold row\n\n## Findings\n\nby hand\n")
     bench.main(["none_such"], ["--repeat", "1"])
-    text = (tmp_path / "results.md").read_text()
+    text = results.read_text()
     assert "none_such failed" in text
-    assert "yesterday" not in text
-    assert text.endswith("## Findings\nby hand\n")
+    assert "old row" not in text
+    assert text.endswith("\n## Findings\n\nby hand\n")
     assert "Python 3" in text
     assert "none_such" in capfd.readouterr().err
+    bench.main(["other"], [])
+    bench.main(["none_such"], ["--repeat", "2"])
+    text = results.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## none_such", "## other", "## Findings"]
+    assert "--repeat 2" in text
+    assert "--repeat 1" not in text
+    assert text.endswith("\n## Findings\n\nby hand\n")
 
 
 @pytest.mark.parametrize("name", bench.ROWS)
