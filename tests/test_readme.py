@@ -1,12 +1,16 @@
-"""Every command of the READMEs is one that its script takes. Parsed, not run: what they do is tested beside each module."""
+"""Every command of the READMEs is one that its script takes, and runs, in small and in the order of the page."""
 
 import functools
+import io
 import re
+import runpy
 import shlex
+import shutil
+import sys
 
 import pytest
 import tyro
-from conftest import ROOT
+from conftest import ROOT, SMALL
 
 import predict
 from config import Config
@@ -58,3 +62,46 @@ def test_all_commands_parse(page, monkeypatch):
 def test_what_both_languages_promise_is_the_same():
     english, chinese = set(commands("README.md")), set(commands("README.zh.md"))
     assert chinese <= english | {"make demo"}
+
+
+IN_SMALL = ["--model", SMALL, "--weights", "none", "--image-size", "64", "--epochs", "1", "--batch", "16", "--workers", "0"]
+ADDED = {"main.py": IN_SMALL, "tools.find_lr": IN_SMALL, "tools.tune": IN_SMALL, "data/draw.py": ["--per-class", "5"]}
+NOT_RUN = ("make", "python -m venv",      # CI's own work
+           "python data/download.py",     # the network; test_data.py has a stand-in
+           "python -m tools.app",         # waits for a browser; test_app.py asks it
+           "python main.py --resume RUN") # of a stopped run; test_main.py kills and resumes
+
+
+def run_it(command: str) -> None:
+    """In this process, as `python` would: __name__ is "__main__"."""
+    _, *arguments = shlex.split(command.replace("--trials 20", "--trials 1").replace(" --push USER/NAME", ""))
+    as_module = arguments[0] == "-m"
+    script, *arguments = arguments[1:] if as_module else arguments
+    answered_at_once = {"--help", "--tyro-write-completion"} & set(arguments)
+    sys.argv = [script, *arguments, *([] if answered_at_once else ADDED.get(script, []))]
+    try:
+        runpy.run_module(script, run_name="__main__") if as_module else runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        if end.code:
+            pytest.fail(f"{command}: {end.code}")
+
+
+def test_all_commands_run(run, drawn, tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    shutil.copytree(drawn, here / "FOLDER")
+    shutil.copytree(drawn, tmp_path / "shared" / "data" / "fungi9")
+    for name in "ab":
+        shutil.copytree(run, here / "runs" / name)
+    photos = sorted((here / "FOLDER").rglob("*.jpg"))
+    shutil.copy(photos[0], here / "image.jpg")
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "argv", [])
+    for command in dict.fromkeys(commands("README.md") + commands("README.zh.md")):
+        if not command.startswith(NOT_RUN):
+            monkeypatch.setattr(sys, "stdin", io.StringIO(f"{photos[0]}\n{photos[1]}\n"))
+            run_it(command)
+    printed = capsys.readouterr().out
+    for file in ("answers.csv", "why.png", "rate.png", "completion.sh", "soup.pt", "runs/compare.html", "runs/a/best.int8.onnx",
+                 "runs/all/oof.csv"):
+        assert (here / file).stat().st_size, file
+    assert '"label"' in printed
