@@ -88,6 +88,26 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, small_co
     assert not torch.equal(weights_of(run), other)
 
 
+def test_no_part_of_a_training_lacks_a_deterministic_algorithm(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    enabled, predict_probs = [], engine.predict_probs
+
+    def judged(*given, **more):
+        enabled.append(torch.are_deterministic_algorithms_enabled())
+        return predict_probs(*given, **more)
+
+    monkeypatch.setattr(engine, "predict_probs", judged)
+    config = Config.from_dict(checkpoint.load(run / "last.pt")["config"])
+    try:
+        same = main.train(dataclasses.replace(config, deterministic=True, out=tmp_path / "run"))  # one that has none would raise
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert set(enabled) == {True}
+    assert torch.backends.cudnn.benchmark is False
+    assert torch.equal(weights_of(run), weights_of(same))
+
+
 @pytest.mark.parametrize("after", [2, 9])
 def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_config, tmp_path, monkeypatch, capsys, after):
     config = dataclasses.replace(small_config, sam_every=2)  # 6 steps an epoch, 12 in all: the counters matter

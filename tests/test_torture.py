@@ -1,0 +1,58 @@
+"""tools.torture in small: what the long form counts, it can count."""
+
+import os
+import re
+import shutil
+import time
+
+import pandas as pd
+import pytest
+
+import checkpoint
+from photos import PhotoError
+from tools import torture
+
+
+def test_the_long_form_in_small(tmp_path, monkeypatch):
+    monkeypatch.setattr(torture, "EPOCHS", 1)
+    monkeypatch.setattr(torture, "NEW", [*torture.NEW[:-1], "--epochs", "1", "--out"])
+    report = tmp_path / "RELIABILITY.md"
+    torture.main(fuzz=30, kills=2, disks=1, workers=0, rows=2_000, out=report)
+    text = report.read_text()
+    assert "A table of 2000 rows" in text
+    assert "0 crashed, 0 hung, 0 other error" in text
+    assert int(re.search(r"(\d+) SIGKILLs", text)[1]) >= 2
+    assert "0 unreadable checkpoints, 0 runs that ended with other weights" in text
+    assert "A full disk: not tried" in text or "1 were full, 1 before the first checkpoint; 1 times one sentence said so" in text
+
+
+def test_a_crash_and_a_hang_are_counted_and_the_next_photo_is_read(monkeypatch):
+    def read(file, min_side):
+        data = file.read_bytes()
+        if data == b"crash":
+            os._exit(1)
+        if data == b"hang":
+            time.sleep(60)
+        if data == b"bug":
+            raise KeyError
+        if data == b"bad":
+            raise PhotoError
+
+    monkeypatch.setattr(torture, "read_photo", read)
+    monkeypatch.setattr(torture, "PATIENCE", 0.5)
+    monkeypatch.setattr(torture, "fuzzed", lambda count, seed: [b"crash", b"good", b"hang", b"bad", b"bug", b"good"])
+    assert "2 read, 1 refused, 1 crashed, 1 hung, 1 other error" in torture.fuzz_photos(6, 0)
+
+
+def test_runs_that_differ_are_told_apart(tmp_path, run):
+    assert torture._apart(run, run) == 0
+    assert torture._difference(run, run) == 0
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    saved = checkpoint.load(other / "last.pt")
+    next(iter(saved["weights"].values())).view(-1)[0] += 0.25
+    checkpoint.save(other / "last.pt", saved)
+    log = pd.read_csv(other / "log.csv")
+    log.assign(val_loss=log.val_loss * 1.5).to_csv(other / "log.csv", index=False)
+    assert torture._apart(run, other) == pytest.approx(0.25)
+    assert torture._difference(run, other) == pytest.approx(0.5)
