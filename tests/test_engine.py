@@ -167,6 +167,8 @@ def test_memory_that_runs_out_halves_the_parts_and_leaves_no_trace(accelerator, 
     assert "in 2 parts" in capsys.readouterr().out
     for a, b in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
 @pytest.fixture
 def fp16(accelerator, monkeypatch):
     """The accelerator as on a GPU without bf16, but for the fp16 itself: losses are scaled, gradients unscaled before they are clipped."""
