@@ -42,7 +42,7 @@ class Config:
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
-    wise: bool = True  # at the end, look for better weights on the way back to the head-first ones (WiSE-FT); off = the best epoch's
+    wise: bool = True  # keep as little of the change since the head-first weights as scores as well (WiSE-FT); off = the best epoch
 
     # --- the loss ---
     smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
@@ -54,8 +54,8 @@ class Config:
     mixup: float = 0.2  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
-    sam_every: int = 1  # SAM on each k-th step, plain SGD on the others; 1 = all steps
-    sam_start: float = 0.75  # share of training before SAM begins: from then on a step costs twice; 0 = from the start, 1 = never
+    sam_every: int = 2  # SAM on each k-th step, plain SGD on the others; 1 = all steps
+    sam_start: float = 0.75  # share of training before SAM begins, whose steps cost twice; 0 = from the start, 1 = never
     sam_whole: bool = False  # with several processes: all climb by the whole batch; off = each by its own photos, which is faster
 
     # --- the run ---

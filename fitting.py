@@ -56,6 +56,22 @@ def all_features(model, loader: DataLoader, accelerator: Accelerator, tick: Call
     return features[order], index[order]
 
 
+def least_change(losses: dict[float, np.ndarray]) -> float:
+    """The smallest share of the way from the head alone to the last epoch that is as good as the best, to one standard error.
+
+    losses: each share's loss on each validation photo, float (N,), NaN where it could not be read. The standard error is that of
+    the mean difference, photo by photo (the one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees). Photos of
+    strangers lose more by the change than validation photos show: docs/EXPERIMENTS.md, "Whose photos".
+    """
+    best = min(losses, key=lambda share: np.nanmean(losses[share]))
+
+    def as_good(share: float) -> bool:
+        behind = losses[share] - losses[best]
+        return np.nanmean(behind) <= np.nanstd(behind) / np.sqrt((~np.isnan(behind)).sum())
+
+    return min(share for share in losses if as_good(share))
+
+
 @torch.inference_mode()
 def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val_loader: DataLoader, val_labels: torch.Tensor,
                 accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[str, float]]:

@@ -15,6 +15,7 @@ from config import Config, ConfigError
 if __name__ == "__main__":  # before torch is loaded, which takes seconds: a misspelt flag, or --help, is answered at once
     options = tyro.cli(Config, description=__doc__)
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator, PartialState
@@ -38,7 +39,7 @@ from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
-WISE_SHARES = (0.25, 0.5, 0.75)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
+WISE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError, engine.TrainingError,
                record.RunError)
 
@@ -192,20 +193,22 @@ def train(config: Config) -> Path:
         accelerator.print(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
-    # The end: the best epoch asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
+    # The end: what is kept, asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     accelerator.wait_for_everyone()  # best.pt is read by all
-    row, winner = best(history), checkpoint.load(run / "best.pt")
-    chosen = f"epoch {row['epoch']}"
+    winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}"
     if config.wise and config.head_first:
         start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
         losses = {}
         for share in WISE_SHARES:
             judged.load_state_dict(blend(start, end, share))
-            losses[share] = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")["loss"]
-        say("val loss on the way from the head alone to the last epoch: " + ", ".join(f"at {k:.0%} {v:.3f}" for k, v in losses.items()))
-        share = min(losses, key=losses.get)
-        if losses[share] < row["val_loss"]:
-            winner["weights"], chosen = blend(start, end, share), f"{share:.0%} of the way from the head alone to epoch {config.epochs}"
+            probs, _ = engine.predict_probs(judged, val_loader, len(classes), accelerator)
+            losses[share] = metrics.log_losses(probs, labels["val"].numpy())
+        say("val loss on the way from the head alone to the last epoch: "
+            + ", ".join(f"at {share:.0%} {np.nanmean(each):.3f}" for share, each in losses.items()))
+        share = fitting.least_change(losses)
+        winner["weights"] = blend(start, end, share)
+        end_name = f"epoch {config.epochs}"
+        chosen = {0: "the head alone", 1: end_name}.get(share, f"{share:.0%} of the way from the head alone to {end_name}")
     judged.load_state_dict(winner["weights"])
     answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:

@@ -125,6 +125,8 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         shrink *= 2
     if width * height / (1 if progressive else shrink**2) > MAX_PIXELS:  # a progressive JPEG is unpacked whole, then shrunk
         raise PhotoError(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} million: make it smaller")
+    if kind == "PNG" and _ends_early(data):
+        raise PhotoError("it is cut off or broken")
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
     try:
         photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags[shrink])
@@ -133,3 +135,11 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     if photo is None:
         raise PhotoError("it is cut off or broken")
     return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+
+
+def _ends_early(png: bytes) -> bool:
+    """Whether a chunk says that it is longer than what is left: OpenCV would fetch memory for all of it, up to 4 GB."""
+    at = 8  # behind the signature; a chunk is its length in 4 bytes, its name in 4, the data, a checksum in 4
+    while png[at + 4:at + 8] not in (b"IEND", b""):
+        at += 12 + int.from_bytes(png[at:at + 4], "big")
+    return at + 12 > len(png)

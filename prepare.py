@@ -72,7 +72,7 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
     say(f"an epoch will take about {seconds / 60:.1f} min on this CPU ({photos} photos of {size} x {size}){advice}")
 
 
-def seconds_a_photo(model, size: int, passes: int, accelerator: Accelerator, batch: int = 2) -> float:
+def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, batch: int = 2) -> float:
     """Time of a forward and backward pass for one photo, times the passes of a step; the model is left as it was."""
     images = torch.zeros(batch, 3, size, size, device=accelerator.device).to(memory_format=torch.channels_last)
     model.train()

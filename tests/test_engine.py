@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from conftest import SMALL
 
 import engine
-import fitting
 import prepare
 from dataset import Batches, Photos, make_loader
 from model import build_model
@@ -89,23 +88,6 @@ def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, dra
     probs, errors = engine.predict_probs(build_model(SMALL, 9, "none"), loader_of(paths, 1, batch=1), 9, accelerator)
     assert np.isnan(probs).any(1).tolist() == [False, False, True]
     assert "not a photo" in errors[2]
-
-
-@pytest.mark.parametrize("classes", [2, 9])
-def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator, drawn, classes):
-    from sklearn.linear_model import LogisticRegression
-    torch.manual_seed(0)
-    model = build_model(SMALL, classes, "none")
-    paths = [str(p) for folder in sorted(drawn.iterdir())[:classes] if folder.is_dir() for p in sorted(folder.glob("*.jpg"))]
-    labels = torch.arange(len(paths)) // 12
-    loader = loader_of(paths, 1)
-    fitting.fit_head(model, loader, labels, accelerator, lambda photos: None)
-    with torch.inference_mode():
-        features = torch.cat([model.features(images.flatten(0, -4)) for images, _, _ in loader])
-    scaled = (features / features.std()).numpy()
-    reference = LogisticRegression(C=fitting.HEAD_C, max_iter=1000).fit(scaled, labels)
-    probs, _ = engine.predict_probs(model, loader, classes, accelerator)
-    np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=2e-3)
 
 
 def test_timing_an_epoch_leaves_the_model_as_it_was(accelerator):

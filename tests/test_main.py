@@ -325,14 +325,18 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
         main.train_each_fold(dataclasses.replace(config, lr=0.5))
 
 
-def test_the_way_back_to_the_head_alone_is_tried_and_the_best_of_all_is_kept(small_config, capsys, monkeypatch):
-    monkeypatch.setattr(main, "best", lambda history: history[-1])  # which is far behind the head alone here
+@pytest.mark.parametrize(("share", "said"), [
+    (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1")])
+def test_the_way_back_to_the_head_alone_is_tried_and_the_least_change_is_kept(small_config, capsys, monkeypatch, share, said):
+    seen = {}
+    monkeypatch.setattr(main.fitting, "least_change", lambda losses: seen.update(losses) or share)
     run = main.train(dataclasses.replace(small_config, epochs=1, ema=0))
     printed = capsys.readouterr().out
-    losses = {int(k) / 100: float(v) for k, v in re.findall(r"at (\d+)% ([\d.]+)", printed)}
-    assert set(losses) == set(main.WISE_SHARES)
-    share = min(losses, key=losses.get)
-    assert f"best: {share:.0%} of the way from the head alone to epoch 1;" in printed
+    assert tuple(seen) == main.WISE_SHARES
+    log = pd.read_csv(run / "log.csv")
+    assert [seen[0].mean(), seen[1].mean()] == pytest.approx(log.val_loss.tolist(), rel=1e-5)
+    assert f"at 50% {seen[0.5].mean():.3f}" in printed
+    assert f"best: {said};" in printed
     start, end, kept = (checkpoint.load(run / name)["weights"] for name in ("head.pt", "last.pt", "best.pt"))
     for name in start:
         if start[name].is_floating_point() and not name.startswith("known."):  # that is fitted afterwards

@@ -97,6 +97,19 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path):
         read_photo(tmp_path / "bomb.png")
 
 
+def test_a_png_whose_chunk_claims_gigabytes_is_refused_before_memory_is_fetched_for_it(scene, tmp_path, monkeypatch):
+    scene.save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "junk.png").write_bytes(data + b"junk behind the end")
+    assert_is_scene(read_photo(tmp_path / "junk.png"))
+    at = data.index(b"IDAT") - 4
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for broken in (data[:at] + b"\xcc\x16\x15\x47" + data[at + 4:], data[:-1]):
+        (tmp_path / "a.png").write_bytes(broken)
+        with pytest.raises(PhotoError, match="cut off"):
+            read_photo(tmp_path / "a.png")
+
+
 @pytest.mark.parametrize(("name", "expected"), [("a.jpg", True), ("A.JPEG", True), ("a.txt", False), ("._a.jpg", False), ("jpg", False)])
 def test_what_counts_as_a_photo(name, expected):
     assert is_photo(Path(name)) is expected

@@ -17,8 +17,11 @@ def test_the_long_form_in_small(tmp_path, monkeypatch):
     monkeypatch.setattr(torture, "EPOCHS", 1)
     monkeypatch.setattr(torture, "NEW", [*torture.NEW[:-1], "--epochs", "1", "--out"])
     report = tmp_path / "RELIABILITY.md"
+    report.write_text("- of yesterday\n\n## By hand\n\nseen once\n")
     torture.main(fuzz=30, kills=2, disks=1, workers=0, rows=2_000, out=report)
     text = report.read_text()
+    assert "of yesterday" not in text
+    assert text.endswith("\n\n## By hand\n\nseen once\n")
     assert "A table of 2000 rows" in text
     assert "0 crashed, 0 hung, 0 other error" in text
     assert int(re.search(r"(\d+) SIGKILLs", text)[1]) >= 2

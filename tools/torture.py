@@ -35,6 +35,7 @@ EPOCHS = 3
 SMALL = "test_efficientnet.r160_in1k"
 FLAGS = ("--model", SMALL, "--image-size", "64", "--batch", "16", "--workers", "0", "--epochs", str(EPOCHS))
 NEW = ["--data", "photos", "--weights", "none", *FLAGS, "--out"]
+BY_HAND = "## By hand"  # what a person wrote below it stays
 KILL_WAIT = 120  # seconds that the survivors may take to end
 
 
@@ -55,7 +56,8 @@ def main(fuzz: int = 20_000, kills: int = 200, disks: int = 12, workers: int = 1
         lines += [f"- {fill_the_disk(disks)}"]
     if workers:
         lines += [f"- {line}" for line in several_processes(workers, seed)]
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    by_hand = out.read_text(encoding="utf-8").partition(BY_HAND)[2] if out.exists() else "\n"
+    out.write_text("\n".join([*lines, "", BY_HAND]) + by_hand, encoding="utf-8")
     print("\n".join(lines))
 
 
@@ -108,6 +110,7 @@ def fuzz_photos(count: int, seed: int) -> str:
 
 
 def _read_each(pipe) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libjpeg and libpng say of each
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "x.jpg"
         while True:
