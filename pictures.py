@@ -11,6 +11,8 @@ import torch
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure  # not pyplot: no screen, no global state
 
+from checkpoint import atomic_file
+
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of each weight that a font lacks
 # Those of these that are installed; between them they show class names in any script.
 FONTS = [name for name in ["DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei", "WenQuanYi Zen Hei"]
@@ -28,7 +30,13 @@ def contact_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[s
             if i < len(images):
                 axes.imshow(images[i])
                 axes.set_title(captions[i], fontsize=7, y=-0.06, va="top")
-        figure.savefig(path)
+        save_figure(figure, path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Replace `path` at once, in the format of its ending. Raises WriteError."""
+    with atomic_file(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or "png")
 
 
 def batch_sheet(path: Path, images: torch.Tensor, targets: torch.Tensor, classes: Sequence[str], most: int = 16) -> None:

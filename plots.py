@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 import metrics
-from pictures import FONTS
+from pictures import FONTS, save_figure
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#8c8c8c"  # of Okabe and Ito's palette
 STYLE = {"font.family": FONTS, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
@@ -35,7 +35,7 @@ class picture:
     def __exit__(self, kind, *_) -> None:
         try:
             if kind is None:
-                self.figure.savefig(self.path)
+                save_figure(self.figure, self.path)
         finally:
             self.style.__exit__(None, None, None)
 

@@ -31,7 +31,8 @@ def resumed(config: Config, saved: dict) -> Config:
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     own = Config.from_dict(saved["config"])
     if saved["progress"]["epoch"] >= own.epochs and record.has_experiment(config.resume):
-        raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without --resume.")
+        raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
+                          f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers
     return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
 
