@@ -24,7 +24,7 @@ def a_run(folder: Path, model: str = MODEL, size: int = 224, weights: str = "aut
     torch.nn.init.normal_(network.head.weight, std=0.1)  # answers that differ
     checkpoint.save(folder / "best.pt", {
         "model": model, "head": "linear", "classes": list("ABCDEFGHI"), "image_size": size, "crop": native_size(model)[1],
-        "temperature": 1.0, "config": Config().to_dict(), "weights": network.state_dict()})
+        "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": Config().to_dict(), "weights": network.state_dict()})
     export(folder)
     return folder
 

@@ -33,7 +33,7 @@ def table(file: Path, options: Options, rows: int) -> Path:
 
 
 def measure(options: Options):
-    few, rows, many = (20, 200, 200) if options.small else (1_000, 100_000, 10_000)
+    few, rows, many = (100, 200, 200) if options.small else (1_000, 100_000, 10_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = a_run(folder, MODEL, SIZE, "none")

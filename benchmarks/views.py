@@ -9,19 +9,23 @@ from benchmarks.timing import Options, command, in_turn, row
 
 def ttach_way(trained, paths: list[str]):
     """ttach around the same network on the same loader; its eight: mirrored or not, turned four ways."""
+    import torch
     import ttach
-    from torch import nn
 
     import engine
     from dataset import Batches, Photos, make_loader
-    network = ttach.ClassificationTTAWrapper(nn.Sequential(trained.model, nn.Softmax(1)), ttach.aliases.d4_transform())
+    network = ttach.ClassificationTTAWrapper(torch.nn.Sequential(trained.model, torch.nn.Softmax(1)), ttach.aliases.d4_transform())
     loader = make_loader(Photos(paths, trained.views, 0, trained.detail), Batches(len(paths), trained.batch), workers=-1)
-    return lambda: engine.predict_probs(network, loader, len(trained.classes), trained.accelerator)
+
+    @torch.inference_mode()
+    def probs() -> torch.Tensor:
+        return torch.cat([network(engine.to_device(images.flatten(0, -4), trained.accelerator)) for images, _, _ in loader])
+    return probs
 
 
 def measure(options: Options):
     from predict import Predictor
-    paths = options.photos(64)
+    paths = options.photos(8 if options.small else 64)
     with tempfile.TemporaryDirectory() as folder:
         run = a_run(Path(folder))
         one, eight = (Predictor(run / "best.pt", tta=views, workers=-1) for views in (1, 8))

@@ -1,7 +1,9 @@
 import pytest
+import torch
 
 from benchmarks import __main__ as bench
-from benchmarks.timing import a_second, in_turn, row
+from benchmarks import cache, loader, views
+from benchmarks.timing import Options, a_second, in_turn, row
 
 
 def test_a_row_by_hand():
@@ -41,3 +43,15 @@ def test_a_section_each_which_a_later_run_replaces(tmp_path, monkeypatch, capfd)
 @pytest.mark.parametrize("name", bench.ROWS)
 def test_each_row_has_its_script(name):
     assert (bench.Path(bench.__file__).parent / f"{name}.py").is_file()
+
+
+@pytest.mark.parametrize(("benchmark", "rows"), [(loader, 6), (cache, 1), (views, 2)])
+def test_they_run_in_small(benchmark, rows, drawn, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    try:
+        found = list(benchmark.measure(Options(drawn, repeat=1, small=True)))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == rows
+    assert all(float(line.split("|")[2].split()[0]) > 0 for line in found)

@@ -44,7 +44,7 @@ def test_no_run_and_no_photos_are_told(run, tmp_path):
 def test_nothing_of_a_picture_is_cut_off_or_overlaps(classes, rng, tmp_path, monkeypatch):
     """Text stays inside the picture and off other text of its axes."""
     seen = []
-    monkeypatch.setattr(plots.Figure, "savefig", lambda figure, path: seen.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: seen.append(figure))
     counts = rng.integers(0, 100, (len(classes), len(classes)))
     plots.confusion(tmp_path / "x.png", counts, classes, share=False)
     plots.class_scores(tmp_path / "x.png", np.c_[rng.random((len(classes), 3)), counts[0]], classes)
