@@ -66,7 +66,7 @@ def write_report(run: Path) -> Path:
                  "log loss": f"{metrics.log_loss(probs, labels):.3f}",
                  "calibration error": f"{metrics.calibration_error(probs, labels):.3f}",
                  "photos judged": str(len(labels)), "minutes": f"{log.minutes.max():.1f}"}),
-        section("Training", f"Each epoch. Kept as best.pt, for the lowest validation loss: {kept}.",
+        section("Training", f"Each epoch. Kept as best.pt: {kept}.",
                 drawn("curves", plots.curves, log, sam, alt="curves of loss, accuracy, learning rate and gradient norm")),
         section("Confusion, photos", "Rows are the truth, columns the answer.",
                 drawn("confusion", plots.confusion, counts, classes, False, alt="confusion matrix, counts")),
