@@ -28,7 +28,7 @@ class Known(nn.Module):
         """(B, 2): sure, near."""
         log_probs = logits.float().log_softmax(1)
         sure = (log_probs.exp() * log_probs).sum(1)
-        near = F.cosine_similarity(features.float()[:, None], self.means, dim=2).amax(1)
+        near = (F.normalize(features.float(), dim=1) @ F.normalize(self.means, dim=1).T).amax(1)  # no (B, K, F) in between
         return torch.stack([sure, near], 1)
 
     def forward(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
