@@ -36,7 +36,7 @@ def arguments(values: dict) -> list[str]:
 
 
 def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
-    """The lowest validation loss of a run with the trial's knobs, as main.py picks; the run reports each epoch by its log.csv."""
+    """The lowest validation loss of an epoch of a run with the trial's knobs; the run reports each by its log.csv."""
     import optuna
     folder = out / f"trial-{trial.number:03d}"
     with (out / f"{folder.name}.txt").open("w") as screen:
