@@ -39,7 +39,6 @@ from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
-WISE_SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError, engine.TrainingError,
                record.RunError)
 
@@ -198,11 +197,7 @@ def train(config: Config) -> Path:
     winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}"
     if config.wise and config.head_first:
         start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
-        losses = {}
-        for share in WISE_SHARES:
-            judged.load_state_dict(blend(start, end, share))
-            probs, _ = engine.predict_probs(judged, val_loader, len(classes), accelerator)
-            losses[share] = metrics.log_losses(probs, labels["val"].numpy())
+        losses = fitting.losses_on_the_way(judged, start, end, val_loader, labels["val"], accelerator)
         say("val loss on the way from the head alone to the last epoch: "
             + ", ".join(f"at {share:.0%} {np.nanmean(each):.3f}" for share, each in losses.items()))
         share = fitting.least_change(losses)

@@ -332,7 +332,7 @@ def test_the_way_back_to_the_head_alone_is_tried_and_the_least_change_is_kept(sm
     monkeypatch.setattr(main.fitting, "least_change", lambda losses: seen.update(losses) or share)
     run = main.train(dataclasses.replace(small_config, epochs=1, ema=0))
     printed = capsys.readouterr().out
-    assert tuple(seen) == main.WISE_SHARES
+    assert tuple(seen) == main.fitting.SHARES
     log = pd.read_csv(run / "log.csv")
     assert [seen[0].mean(), seen[1].mean()] == pytest.approx(log.val_loss.tolist(), rel=1e-5)
     assert f"at 50% {seen[0.5].mean():.3f}" in printed

@@ -10,12 +10,12 @@ import pytest
 
 import checkpoint
 from photos import PhotoError
-from tools import torture
+from tools import interruptions, torture
 
 
 def test_the_long_form_in_small(tmp_path, monkeypatch):
-    monkeypatch.setattr(torture, "EPOCHS", 1)
-    monkeypatch.setattr(torture, "NEW", [*torture.NEW[:-1], "--epochs", "1", "--out"])
+    monkeypatch.setattr(interruptions, "EPOCHS", 1)
+    monkeypatch.setattr(interruptions, "NEW", [*interruptions.NEW[:-1], "--epochs", "1", "--out"])
     report = tmp_path / "RELIABILITY.md"
     report.write_text("- of yesterday\n\n## By hand\n\nseen once\n")
     torture.main(fuzz=30, kills=2, disks=1, workers=0, rows=2_000, out=report)
@@ -48,8 +48,8 @@ def test_a_crash_and_a_hang_are_counted_and_the_next_photo_is_read(monkeypatch):
 
 
 def test_runs_that_differ_are_told_apart(tmp_path, run):
-    assert torture._apart(run, run) == 0
-    assert torture._difference(run, run) == 0
+    assert interruptions._apart(run, run) == 0
+    assert interruptions._difference(run, run) == 0
     other = tmp_path / "other"
     shutil.copytree(run, other)
     saved = checkpoint.load(other / "last.pt")
@@ -57,5 +57,5 @@ def test_runs_that_differ_are_told_apart(tmp_path, run):
     checkpoint.save(other / "last.pt", saved)
     log = pd.read_csv(other / "log.csv")
     log.assign(val_loss=log.val_loss * 1.5).to_csv(other / "log.csv", index=False)
-    assert torture._apart(run, other) == pytest.approx(0.25)
-    assert torture._difference(run, other) == pytest.approx(0.5)
+    assert interruptions._apart(run, other) == pytest.approx(0.25)
+    assert interruptions._difference(run, other) == pytest.approx(0.5)
