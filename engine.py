@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from accelerate.utils.memory import should_reduce_batch_size
@@ -74,12 +75,13 @@ def train_step(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Call
 def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM, schedule: Callable[[int], None],
                     ema: ModelEmaV3 | None, accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float,
                     seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None],
-                    sam_whole: bool = False) -> None:
+                    sam_whole: bool = False, shown: Callable[[torch.Tensor, int], torch.Tensor] = lambda images, step: images) -> None:
     """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
 
     progress: {"epoch", "step", "loss_sum", "norm_sum", "photos", "accumulate"}, plain numbers. labels int64 (N,) by index of photo.
-    schedule sets the rate for a step, counted from the start of training. ema follows the weights. keep_batchnorm: see
-    training_mode; sam_whole: see train_step. stop is asked after each step; tick is told each loss. Raises TrainingError.
+    schedule sets the rate for a step, counted from the start of training; shown gives the size its photos are shown at, see
+    make_sizes. ema follows the weights. keep_batchnorm: see training_mode; sam_whole: see train_step. stop is asked after each step;
+    tick is told each loss. Raises TrainingError.
     """
     training_mode(model, keep_batchnorm)
     batches = loader.batch_sampler
@@ -92,7 +94,7 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Ca
         photos = int(sum_over_processes(len(index), accelerator))
         if photos:
             if len(index):
-                images = to_device(images.flatten(0, -4), accelerator)     # a photo is one view here
+                images = shown(to_device(images.flatten(0, -4), accelerator), steps)  # a photo is one view here
                 mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
             else:                                                          # no share in this batch: the others wait for its gradients
                 mixed = to_device(blank_photo(loader), accelerator).float()
@@ -168,6 +170,22 @@ def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmu
         return MultiStepLRScheduler(optimizer, [round(0.6 * rest), round(0.85 * rest)], 0.1, **common).step_update
     cycles = 3 if kind == "restarts" else 1
     return CosineLRScheduler(optimizer, max(1, -(-rest // cycles)), cycle_limit=cycles, cycle_decay=0.5, **common).step_update
+
+
+def make_sizes(begin: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """A function (images (B, 3, S, S), step) → the same, smaller: from the share `begin` of S up to S, which the last third of training sees.
+
+    Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
+    arXiv 2104.00298). Multiples of 32 pixels, as backbones halve a photo five times. Resized on the device, so that the loader's work,
+    and what each photo draws, stay as they are.
+    """
+    def shown(images: torch.Tensor, step: int) -> torch.Tensor:
+        size = images.shape[-1]
+        share = min(1.0, begin + (1 - begin) * step / max(1, 2 / 3 * steps))
+        side = max(32, round(share * size / 32) * 32)
+        return F.interpolate(images.float(), side, mode="bilinear", antialias=True) if share < 1 and side < size else images
+
+    return shown
 
 
 def make_ema(model, decay: float) -> ModelEmaV3:

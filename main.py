@@ -99,6 +99,7 @@ def train(config: Config) -> Path:
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
     schedule = engine.make_schedule(config.schedule, sgd, steps, config.warmup)
+    shown = engine.make_sizes(config.progressive, steps)
     keep_batchnorm = config.keep_batchnorm and config.weights != "none"  # random weights have no statistics to keep
     counts = labels["train"].bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
@@ -180,7 +181,8 @@ def train(config: Config) -> Path:
                 engine.train_one_epoch(
                     model, train_loader, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
-                    keep_batchnorm=keep_batchnorm, sam_whole=config.sam_whole, stop=stop, tick=bar.tick)
+                    keep_batchnorm=keep_batchnorm, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
+                    shown=shown)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}

@@ -205,6 +205,17 @@ def test_schedules_by_hand(kind, rates):
         assert optimizer.param_groups[1]["lr"] == pytest.approx(rate / 2, abs=1e-3)
 
 
+def test_sizes_grow_by_hand_to_all_of_it():
+    shown = engine.make_sizes(0.5, 90)  # from 112 at step 0 to 224 at step 60
+    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
+    assert [shown(images, step).shape[-1] for step in (0, 10, 30, 50, 59)] == [128, 128, 160, 192, 224]
+    assert all(shown(images, step) is images for step in (59, 60, 89))
+    board = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    board[..., ::2] = 200  # stripes of one pixel become their mean, not a pattern of their own
+    assert (shown(board, 0)[..., 4:-4] - 100).abs().max() < 25
+    assert engine.make_sizes(1.0, 90)(images, 0) is images
+
+
 def test_the_moving_average_starts_at_the_weights_and_forgets_by_its_decay():
     model = torch.nn.Linear(1, 1)
     ema = engine.make_ema(model, 0.9)
@@ -234,11 +245,15 @@ def test_an_epoch_moves_the_average_behind_the_weights(accelerator, drawn):
         mean, step = now if mean is None else keep * mean + (1 - keep) * now, step + 1
         return False
 
+    seen = []
+    model.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[-1]))
     engine.train_one_epoch(
         model, loader_of(paths, 1, batch=3), torch.arange(12) % 9, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.0),
         lambda step: None, ema, accelerator, {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": 1},
-        num_classes=9, alpha=0.0, clip=5.0, seed=0, keep_batchnorm=False, stop=follow, tick=lambda loss: None)
+        num_classes=9, alpha=0.0, clip=5.0, seed=0, keep_batchnorm=False, stop=follow, tick=lambda loss: None,
+        shown=lambda images, step: images[..., :32 * (step + 1), :32 * (step + 1)])
     assert step == 4
+    assert seen == [32, 64, 64, 64]  # what is shown grows to the loader's size
     torch.testing.assert_close(ema.module.head.weight, mean)
     assert not torch.allclose(ema.module.head.weight, model.head.weight, atol=1e-4)
     assert not torch.allclose(ema.module.head.weight, start, atol=1e-4)
