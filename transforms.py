@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import warnings
 
 import cv2
@@ -115,5 +116,7 @@ class RandomViews:
         self.pipeline, self.count = training_transform(size), views
 
     def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
-        self.pipeline.set_random_seed(seed)
+        # One pair of generators for all: set_random_seed would start each transform at the same number, so that the photos that
+        # are mirrored would be those that are turned, brightened and erased as well, and the others would stay plain.
+        self.pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return np.stack([self.pipeline(image=photo)["image"] for _ in range(self.count)])

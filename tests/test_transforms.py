@@ -74,6 +74,17 @@ def test_draws_depend_on_the_seed_alone(photo):
     assert not np.array_equal(one(photo, 5), one(photo, 6))
 
 
+def test_each_augmentation_draws_for_itself(monkeypatch):
+    monkeypatch.setattr(transforms, "training_transform", lambda _: A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]))
+    corner = np.zeros((2, 2, 3), np.uint8)
+    corner[0, 0] = 255
+    views = RandomViews(2, 1)
+    found = [tuple(np.argwhere(views(corner, seed)[0, ..., 0])[0]) for seed in range(400)]
+    shares = [found.count(place) / 400 for place in [(0, 0), (0, 1), (1, 0), (1, 1)]]  # plain, mirrored, upside down, both
+    assert min(shares) > 0.18
+    assert max(shares) < 0.32
+
+
 def test_each_augmentation_of_the_entry_is_there_and_acts(photo):
     pipeline = training_transform(64)
     names = [type(t).__name__ for t in pipeline.transforms]

@@ -10,7 +10,7 @@ from tyro.conf import Positional
 from photos import read_photo
 from pictures import contact_sheet
 from predict import Predictor
-from transforms import training_transform
+from transforms import RandomViews, training_transform
 from views import crop_view
 
 
@@ -28,11 +28,8 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
             step.set_random_seed(0)
             images.append(step(image=photo if step is steps[0] else square)["image"])
             captions.append(type(step).__name__)
-        whole = training_transform(size)
-        for seed in range(3):
-            whole.set_random_seed(seed)
-            images.append(whole(image=photo)["image"])
-            captions.append(f"all, draw {seed + 1}")
+        images += list(RandomViews(size, 3)(photo, 0))
+        captions += [f"all, draw {draw + 1}" for draw in range(3)]
     contact_sheet(out, images, captions, columns=len(images) // len(photos) // 2)
     print(out)
 
