@@ -49,6 +49,7 @@ def crop_view(photo: np.ndarray, size: int, crop: float, view: View = VIEWS[0]) 
 
 
 def resize(img: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Averages when it shrinks, so that no detail turns into noise; interpolates when it enlarges."""
-    shrinks = img.shape[0] * img.shape[1] > height * width
-    return cv2.resize(img, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    """Averages where it shrinks to half or less, so that no detail turns into noise. Above that, each pixel that comes out is mixed from
+    its four neighbours, which then leaves no pixel out; averaging takes OpenCV eight times as long at such sizes."""
+    halves = img.shape[0] >= 2 * height and img.shape[1] >= 2 * width
+    return cv2.resize(img, (width, height), interpolation=cv2.INTER_AREA if halves else cv2.INTER_LINEAR)
