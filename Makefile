@@ -18,6 +18,7 @@ demo: $(VENV)/.user
 
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/hadolint Dockerfile Dockerfile.cuda
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist worksteal
 
 browser: $(VENV)/.dev
