@@ -173,7 +173,7 @@ def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmu
 
 
 def make_sizes(begin: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """A function (images (B, 3, S, S), step) → the same, smaller: from the share `begin` of S up to S, which the last third of training sees.
+    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S up to all of S, which the last third of training sees.
 
     Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
     arXiv 2104.00298). Multiples of 32 pixels, as backbones halve a photo five times. Resized on the device, so that the loader's work,

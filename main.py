@@ -18,7 +18,7 @@ if __name__ == "__main__":  # before torch is loaded, which takes seconds: a mis
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 
 import checkpoint
 import dataset
@@ -33,7 +33,7 @@ from dataset import Batches, Photos, make_loader
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, native_size, parameter_groups
 from photos import read_photo
-from prepare import announce_time, choose_precision, draw_a_batch, look_at_photos, rehearse, resumed
+from prepare import announce_time, draw_a_batch, look_at_photos, make_accelerator, rehearse, resumed
 from sam import SAM
 from tools.report import write_report
 from transforms import RandomViews
@@ -48,15 +48,14 @@ def train(config: Config) -> Path:
     saved = checkpoint.load(config.resume / "last.pt") if config.resume else None
     if saved:
         config = resumed(config, saved)
-    precision, why = choose_precision()
-    accelerator = Accelerator(mixed_precision=precision, log_with=None if config.track == "none" else config.track, project_dir=".")
+    accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
     say = (lambda text: None) if config.quiet else accelerator.print
     engine.keep_memory()
     if config.deterministic:
         engine.be_deterministic()
     listed = None if saved else engine.from_main(lambda: dataset.load_table(config.data), accelerator)  # no photos, no run folder
     run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
-    _lock = accelerator.is_main_process and record.lock(run)  # until this name is gone
+    _lock = accelerator.is_main_process and record.lock(run, new=not saved)  # until this name is gone
     accelerator.project_configuration.logging_dir = run       # known only now: all processes must agree on it
     settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
     accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
@@ -163,7 +162,7 @@ def train(config: Config) -> Path:
     began = time.monotonic() - 60 * progress["minutes"]
     if not saved:
         if accelerator.is_main_process:
-            record.write_settings(run, config.to_dict(), str(accelerator.device), precision)
+            record.write_settings(run, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
                 views = FixedViews(size, crop, ANSWER_VIEWS)
@@ -242,7 +241,7 @@ def train_each_fold(config: Config) -> Path:
 
     The same command with the same --out goes on where it was stopped.
     """
-    accelerator = Accelerator(mixed_precision=choose_precision()[0])
+    accelerator, _ = make_accelerator()
     run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")

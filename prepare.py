@@ -46,6 +46,15 @@ def choose_precision() -> tuple[str, str]:
     return "fp16", "fp16 mixed precision with loss scaling (the card has no bf16)"
 
 
+def make_accelerator(**more) -> tuple[Accelerator, str]:
+    """Accelerate on the best device there is, and its precision's reason in words. more: as Accelerator's.
+
+    Without a GPU it must be told to use the CPU: several processes would each train alone otherwise, and know nothing of the others.
+    """
+    precision, why = choose_precision()
+    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), **more), why
+
+
 def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     quiet = config.quiet or None  # none = where no person watches

@@ -23,10 +23,8 @@ class RunError(ValueError):
 
 
 def new_folder(out: Path | None, model: str) -> Path:
-    """An empty folder for a run: `out`, or runs/DATE-TIME-MODEL. Raises RunError if it holds a run already."""
+    """A folder for a run: `out`, or runs/DATE-TIME-MODEL. Raises RunError if it cannot be made."""
     folder = out or Path("runs") / time.strftime(f"%Y%m%d-%H%M%S-{model.split('.')[0]}")
-    if (folder / "last.pt").exists():
-        raise RunError(f"{folder}: holds a run already. Go on with it by --resume {folder}, or give another --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -34,8 +32,9 @@ def new_folder(out: Path | None, model: str) -> Path:
     return folder
 
 
-def lock(folder: Path) -> FileLock:
-    """The right to write to a run folder, held while the object lives. Raises RunError if another process has it.
+def lock(folder: Path, new: bool) -> FileLock:
+    """The right to write to a run folder, held while the object lives. Raises RunError if another process has it, or new = True and
+    the folder holds a run: asked with the lock in hand, as another run may end while this one waits.
 
     The system frees it when the process ends, however it ends; workers of a killed run live on for some seconds.
     """
@@ -46,6 +45,8 @@ def lock(folder: Path) -> FileLock:
         raise RunError(f"{folder}: another process is training into it. Wait for its end, or give another --out.") from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be written to ({error.strerror}). Give another --out.") from error
+    if new and (folder / "last.pt").exists():
+        raise RunError(f"{folder}: holds a run already. Go on with it by --resume {folder}, or give another --out.")
     return held
 
 

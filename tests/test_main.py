@@ -33,7 +33,7 @@ def weights_of(run, name: str = "last.pt") -> torch.Tensor:
     return torch.cat([w.flatten().double() for w in checkpoint.load(run / name)["weights"].values()])
 
 
-TWICE = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")  # accelerate launch --cpu starts but one process
+TWICE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")  # as the README says
 
 
 def command(*arguments, launcher=(), **more) -> subprocess.Popen:
@@ -173,8 +173,7 @@ def test_two_processes_score_as_one(small_config, tmp_path):
     torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
     config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, lr=1e-3,
                                  head_first=False, sam_whole=True)  # a fitted head is as equal as LBFGS's tolerance: 1e-4
-    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE,
-                      env=os.environ | {"ACCELERATE_USE_CPU": "true"})
+    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE)
     one = pd.read_csv(main.train(config) / "log.csv")
     printed, _ = process.communicate(timeout=300)
     assert process.returncode == 0, printed
@@ -226,7 +225,8 @@ def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos
 
 
 def test_a_second_process_may_not_train_into_the_same_folder(small_config, monkeypatch):
-    code = "import sys, time, record; from pathlib import Path; held = record.lock(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
+    code = ("import sys, time, record; from pathlib import Path; held = record.lock(Path(sys.argv[1]), True); print(flush=True); "
+            "time.sleep(600)")
     small_config.out.mkdir()
     other = subprocess.Popen([sys.executable, "-c", code, small_config.out], cwd=ROOT, stdout=subprocess.PIPE)
     assert other.stdout.readline()
@@ -235,7 +235,20 @@ def test_a_second_process_may_not_train_into_the_same_folder(small_config, monke
         main.train(small_config)
     other.kill()
     other.communicate()
-    record.lock(small_config.out)  # a kill leaves no lock behind
+    record.lock(small_config.out, new=True)  # a kill leaves no lock behind
+
+
+def test_a_run_that_ended_while_this_one_waited_for_its_folder_is_not_overwritten(run, small_config, monkeypatch):
+    acquire = record.FileLock.acquire
+
+    def waits(self, *rest, **more):
+        shutil.copytree(run, small_config.out, dirs_exist_ok=True)  # the other's last breath
+        return acquire(self, *rest, **more)
+
+    monkeypatch.setattr(record.FileLock, "acquire", waits)
+    with pytest.raises(RunError, match="holds a run already"):
+        main.train(small_config)
+    assert torch.equal(weights_of(small_config.out), weights_of(run))
 
 
 def test_losses_that_are_never_finite_end_the_run_and_name_the_rate(small_config, monkeypatch):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
 
 import dataset
 import engine
@@ -24,7 +23,7 @@ from console import Bar
 from dataset import Batches, Photos, make_loader
 from loss import Loss
 from model import CosineHead, build_model, native_size, parameter_groups
-from prepare import choose_precision
+from prepare import make_accelerator
 from sam import SAM
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
@@ -41,7 +40,7 @@ def suggest(rates: np.ndarray, losses: np.ndarray, memory: float = 0.9) -> tuple
 
 def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     """Rates and losses of up to `steps` steps, until the loss has left its range."""
-    accelerator = Accelerator(mixed_precision=choose_precision()[0])
+    accelerator, _ = make_accelerator()
     engine.keep_memory()
     photos = dataset.split(dataset.find_trouble(dataset.load_table(config.data)), config.fold, config.folds, config.seed)
     photos = photos[photos.side == "train"]

@@ -173,7 +173,7 @@ def _launch(work: Path, processes: int, machines: int, *arguments: str) -> list[
     return [subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nnodes", str(machines), "--node-rank", str(rank), "--nproc-per-node",
          str(processes // machines), "--master-addr", "127.0.0.1", "--master-port", str(port), str(ROOT / "main.py"), *arguments],
-        cwd=work, env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
+        cwd=work, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT) for rank in range(machines)]
 
 
