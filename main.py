@@ -49,7 +49,8 @@ def train(config: Config) -> Path:
     if saved:
         config = resumed(config, saved)
     accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
-    say = (lambda text: None) if config.quiet else accelerator.print
+    tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
+    say = (lambda text: None) if config.quiet else tell
     engine.keep_memory()
     if config.deterministic:
         engine.be_deterministic()
@@ -190,7 +191,7 @@ def train(config: Config) -> Path:
     for tracker in accelerator.trackers:
         tracker.finish()  # not end_training: it would part the processes, which go on
     if progress["epoch"] < config.epochs:
-        accelerator.print(f"stopped; all is saved. Go on with: python main.py --resume {run}")
+        tell(f"stopped; all is saved. Go on with: python main.py --resume {run}")
         sys.exit(130)
 
     # The end: what is kept, asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
@@ -224,7 +225,7 @@ def train(config: Config) -> Path:
         record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
     say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
         f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
-    accelerator.print(
+    tell(
         f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
         f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
@@ -257,7 +258,7 @@ def train_each_fold(config: Config) -> Path:
                            for _, own in answers.groupby("fold")])
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
     models = " ".join(str(run / f"fold{fold}" / "best.pt") for fold in range(config.folds))
-    accelerator.print("\n".join([*lines, f"now: python predict.py PHOTO --checkpoint {models}"]))
+    accelerator.on_main_process(print)("\n".join([*lines, f"now: python predict.py PHOTO --checkpoint {models}"]))
     return run
 
 
@@ -270,7 +271,7 @@ if __name__ == "__main__":
         else:
             run = train(options)
             alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
-            PartialState().print(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
+            PartialState().on_main_process(print)(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
     except USER_ERRORS as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
