@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,8 @@ def make_accelerator(**more) -> tuple[Accelerator, str]:
 
     Without a GPU it must be told to use the CPU: several processes would each train alone otherwise, and know nothing of the others.
     """
+    # 1 x 1 convolutions in channels_last: one layout of memory under two names, for which several processes would be warned each.
+    warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
     precision, why = choose_precision()
     return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), **more), why
 

@@ -13,7 +13,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROWS = ("step", "sam", "loader", "cache", "answer", "answers", "views", "memory")
+ROWS = ("step", "parts", "sam", "loader", "cache", "answer", "answers", "views", "memory")
 PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pytorch_optimizer", "ttach", "fastai",
             "onnxruntime", "openvino")
 HEAD = "Ratios of things timed in turn in one run: the median of the rounds (lowest to highest)."

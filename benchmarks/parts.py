@@ -1,0 +1,55 @@
+"""What each trick of a training step brings on this machine: the step without it, or with another, against the step as it is."""
+
+import torch
+
+from benchmarks.step import CLASSES, MODEL, ours
+from benchmarks.timing import Apart, Options, command, in_turn, row
+
+
+def contiguous(photos: int):
+    """Ours, but photos and weights lie channel after channel."""
+    import engine
+    import model
+    build = model.build_model
+    model.build_model = lambda *rest: build(*rest).to(memory_format=torch.contiguous_format)
+    engine.to_device = lambda images, accelerator: images.to(accelerator.device)
+    return ours(photos, keep_batchnorm=True)
+
+
+def fresh_pages(photos: int):
+    """Ours, but the system gets back what a step frees, and is asked for it again by the next."""
+    import engine
+    engine.keep_memory = lambda: None
+    return ours(photos, keep_batchnorm=True)
+
+
+def compiled(photos: int):
+    """Ours by torch.compile, in whose time compiling itself does not count."""
+    import model
+    build = model.build_model
+    model.build_model = lambda *rest: torch.compile(build(*rest))
+    return ours(photos, keep_batchnorm=True)
+
+
+def averaging(foreach: bool):
+    """A step of the moving average of the weights."""
+    import engine
+    from model import build_model
+    network = build_model(MODEL, CLASSES, "none")
+    ema = engine.make_ema(network, 0.98)
+    ema.foreach = foreach
+    return lambda: [ema.update(network, step) for step in range(10)]
+
+
+def measure(options: Options):
+    photos = 2 if options.small else 32
+    ways = {"without channels_last": contiguous, "without memory that glibc keeps": fresh_pages, "by torch.compile": compiled}
+    times = in_turn({"ours": Apart(ours, photos, True), **{name: Apart(way, photos) for name, way in ways.items()}}, options.repeat)
+    for name in ways:
+        yield row(f"step: {name} / ours", times[name], times["ours"], ">= 1.0")
+    times = in_turn({foreach: averaging(foreach) for foreach in (True, False)}, options.repeat)
+    yield row("moving average: by a loop / foreach", times[False], times[True], ">= 1.0")
+
+
+if __name__ == "__main__":
+    command(measure)
