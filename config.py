@@ -52,6 +52,7 @@ class Config:
     arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
 
     # --- against overfitting ---
+    augment: float = 0.5  # probability that a photo is turned, or its light changed; noise and erasing in proportion; 0 = neither
     mixup: float = 0.2  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
@@ -91,6 +92,7 @@ class Config:
             ("smoothing", 0 <= self.smoothing < 1, "it is a share of the target: use 0 (off) to 0.2"),
             ("focal", self.focal >= 0, "use 0 (off) to 5; the paper's is 2"),
             ("arcface", 0 <= self.arcface < 1.57, "it is an angle in radians: use 0 (off) to 0.5"),
+            ("augment", 0 <= self.augment <= 1, "it is a probability: use 0 (crop and mirror alone) to 1"),
             ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
             ("rho", 0 <= self.rho < float("inf"), "it is a radius: use 0 (plain SGD) to 0.5"),
             ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),

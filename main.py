@@ -82,7 +82,7 @@ def train(config: Config) -> Path:
         batches = Batches(len(photos), max(1, config.batch // views.count), seed, **world)
         return make_loader(photos, batches, config.workers, pin=accelerator.device.type == "cuda")
 
-    train_loader = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL, config.seed)
+    train_loader = loader_of("train", RandomViews(size, 1, config.augment), size * RandomViews.DETAIL, config.seed)
     val_loader = loader_of("val", FixedViews(size, crop), size / crop)
     epoch_steps = train_loader.batch_sampler.batches
 

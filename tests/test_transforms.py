@@ -75,7 +75,7 @@ def test_draws_depend_on_the_seed_alone(photo):
 
 
 def test_each_augmentation_draws_for_itself(monkeypatch):
-    monkeypatch.setattr(transforms, "training_transform", lambda _: A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]))
+    monkeypatch.setattr(transforms, "training_transform", lambda *_: A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]))
     corner = np.zeros((2, 2, 3), np.uint8)
     corner[0, 0] = 255
     views = RandomViews(2, 1)
@@ -100,6 +100,11 @@ def test_each_augmentation_of_the_entry_is_there_and_acts(photo):
         assert not np.array_equal(changed, square), t
         if t in noises:  # plausible: the eye sees the same photo
             assert np.abs(changed.astype(int) - square).mean() < 30, t
+
+
+def test_how_often_by_hand():
+    _, mirror, _, turn, light, noise, erase = training_transform(64, augment=0.25).transforms
+    assert [t.p for t in (mirror, turn, light, noise, erase)] == pytest.approx([0.5, 0.25, 0.25, 0.15, 0.1])
 
 
 def test_a_wrong_argument_raises(monkeypatch):

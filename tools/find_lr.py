@@ -73,7 +73,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     def too_high() -> bool:
         return len(losses) == steps or not losses[-1] < 2 * np.mean(losses[:5]) + 1
 
-    loader = loader_of(RandomViews(size, 1), config.seed)
+    loader = loader_of(RandomViews(size, 1, config.augment), config.seed)
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": config.accumulate}
     with Bar("climbing", steps, 0, accelerator, config.quiet) as bar:
         def tick(loss: float) -> None:
