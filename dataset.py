@@ -189,8 +189,7 @@ class Photos(Dataset):
         except PhotoError as error:
             return str(error), index
         own_seed = int(np.random.default_rng((self.seed, epoch, index)).integers(2**31))
-        square = torch.from_numpy(self.transform(photo, own_seed))
-        return square.movedim(-1, -3).contiguous(), index
+        return torch.from_numpy(self.transform(photo, own_seed)).movedim(-1, -3), index
 
 
 class Batches:
@@ -230,7 +229,8 @@ def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = Fals
 
 def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
     read = [(image, index) for image, index in items if not isinstance(image, str)]
-    images = torch.stack([image for image, _ in read]) if read else torch.empty(0)
+    # Colours stay innermost in memory, as photos are decoded and as the network takes them (channels_last): nothing is transposed.
+    images = torch.stack([image.movedim(-3, -1) for image, _ in read]).movedim(-1, -3) if read else torch.empty(0)
     return images, torch.tensor([index for _, index in read], dtype=torch.int64), {i: e for e, i in items if isinstance(e, str)}
 
 

@@ -45,7 +45,7 @@ def crop_view(photo: np.ndarray, size: int, crop: float, view: View = VIEWS[0]) 
     side = max(1, min(round(min(height, width) * crop / view.zoom), height, width))
     top, left = round((height - side) * (1 + view.y) / 2), round((width - side) * (1 + view.x) / 2)
     square = resize(photo[top:top + side, left:left + side], size, size)
-    return np.ascontiguousarray(square[:, ::-1]) if view.mirrored else square
+    return cv2.flip(square, 1) if view.mirrored else square
 
 
 def resize(img: np.ndarray, height: int, width: int) -> np.ndarray:

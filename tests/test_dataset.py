@@ -173,6 +173,7 @@ def test_batches_are_the_same_byte_for_byte_with_any_number_of_workers(tmp_path)
         for (images, index), (same, same_index) in zip(reference, batches_of(tmp_path, workers), strict=True):
             assert torch.equal(index, same_index)
             assert torch.equal(images, same)
+            assert same.flatten(0, -4).is_contiguous(memory_format=torch.channels_last)  # as the network wants it: no copy on the way
     def in_order(epoch):
         images, index = (torch.cat(part) for part in zip(*reference[3 * epoch:3 * epoch + 3], strict=True))
         return images[index.argsort()]
