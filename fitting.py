@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,47 +15,60 @@ import metrics
 import trust
 from engine import as_in_main, predict_probs, to_device
 from model import blend
+from views import ANSWER_VIEWS
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
+HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.5 GB, and each more teaches it less
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; the best log loss of 0.003 to 0.15 over 5 folds of fungi9, 8 views
 
 
-@torch.inference_mode()
+def head_views(photos: int) -> int:
+    """Views to fit the head on: as many as an answer has, fewer where so many photos' would be more than HEAD_ROWS."""
+    return max(1, min(ANSWER_VIEWS, HEAD_ROWS // photos))
+
+
 def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accelerator, tick: Callable[[int], None]) -> None:
     """Start the head as the logistic regression on the backbone's features, in place of random numbers.
 
     A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
     know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos in one or many fixed views, each of which counts as
-    a photo: the more the head has seen, the less it learns by heart. labels int64 (N,).
+    a photo: the more the head has seen, the less it learns by heart. It is asked until there are HEAD_ROWS of them and each class is
+    among them; give more than that in random order. labels int64 (N,).
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
-    features, index = all_features(model, loader, accelerator, tick)
+    found, rows, wanted = [], 0, set(range(len(model.head.weight)))
+    for features, index in each_features(model, loader, accelerator, tick):
+        found.append((index, features.cpu().numpy()))
+        rows += len(index)
+        wanted -= set(labels[index].tolist())
+        if rows >= HEAD_ROWS / accelerator.num_processes and not wanted:
+            break
+    index, features = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
+    order = index.argsort(kind="stable")                                   # the same sums however many processes
+    features, index = features[order], index[order]
     scale = features.std()
     fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
     weight, bias = fit.coef_, fit.intercept_
     if len(weight) == 1:                                                   # two classes: one row tells both apart
         weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    model.head.weight.copy_(torch.from_numpy(weight / scale))
-    if isinstance(model.head, torch.nn.Linear):                            # a cosine head has directions only
-        model.head.bias.copy_(torch.from_numpy(bias))
-    as_in_main(model.head.parameters())
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(weight / scale))
+        if isinstance(model.head, torch.nn.Linear):                        # a cosine head has directions only
+            model.head.bias.copy_(torch.from_numpy(bias))
+        as_in_main(model.head.parameters())
 
 
-@torch.inference_mode()
-def all_features(model, loader: DataLoader, accelerator: Accelerator, tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features float (M, F) of all views of all readable photos, from all processes, and their photos, int (M,), ascending."""
+def each_features(model, loader: DataLoader, accelerator: Accelerator,
+                  tick: Callable[[int], None]) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+    """Batch by batch, pooled features float (M, F) of all views of the readable photos, on the device, and their photos, int (M,)."""
     model.eval()
-    found = []
     for images, index, failed in loader:
         if len(index):
-            with accelerator.autocast():
+            with torch.inference_mode(), accelerator.autocast():
                 features = model.features(to_device(images.flatten(0, -4), accelerator)).float()
-            found.append((index.repeat_interleave(len(features) // len(index)).numpy(), features.cpu().numpy()))
+            yield features, index.repeat_interleave(len(features) // len(index)).numpy()
         tick(len(index) + len(failed))
-    index, features = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
-    order = index.argsort(kind="stable")                                   # the same sums however many processes
-    return features[order], index[order]
 
 
 def losses_on_the_way(model, start: dict, end: dict, loader: DataLoader, labels: torch.Tensor,
@@ -90,22 +103,33 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
                 accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[str, float]]:
     """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
 
-    Loaders show photos as predict.py sees them; labels int64 by index of photo. Returns the answers to the validation photos at that
-    temperature, float (N, K), NaN where one could not be read; and "temperature", "known_limit" for the checkpoint, with the
-    calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
+    Loaders show photos as predict.py sees them; labels int64 by index of photo. No photo's features are kept. Returns the answers to the
+    validation photos at that temperature, float (N, K), NaN where one could not be read; and "temperature", "known_limit" for the
+    checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
-    features, index = all_features(model, train_loader, accelerator, tick)
-    val_features, val_index = all_features(model, val_loader, accelerator, tick)
-    photos, views = np.unique(val_index), len(val_index) // len(np.unique(val_index))
-    val_features, truth = torch.from_numpy(val_features).to(accelerator.device), val_labels[photos].numpy()
-    logits = model.head(val_features)
-    model.known.fit(torch.from_numpy(features).to(accelerator.device), train_labels[index].to(accelerator.device), val_features, logits)
-    as_in_main(model.known.buffers())
-    known = model.known(val_features, logits).view(-1, views).mean(1).cpu().numpy()
-    probs = logits.softmax(1).view(len(photos), views, -1).cpu().numpy()
+    known, device = model.known, accelerator.device
+    sums = torch.zeros(len(known.means), known.means.shape[1] + 1, dtype=torch.float64, device=device)  # of features, and photos
+    for features, index in each_features(model, train_loader, accelerator, tick):
+        own = train_labels[index].to(device)
+        sums.index_add_(0, own, torch.cat([features, torch.ones_like(features[:, :1])], 1).double())
+    sums = accelerator.reduce(sums)
+    known.means.copy_(sums[:, :-1] / sums[:, -1:])
+
+    found = []
+    for features, index in each_features(model, val_loader, accelerator, tick):
+        logits = model.head(features)
+        found.append((index, torch.cat([logits, known.signs(features, logits)], 1).cpu().numpy()))
+    index, rows = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
+    order = index.argsort(kind="stable")
+    photos, views = np.unique(index), len(index) // len(np.unique(index))
+    logits, signs = torch.from_numpy(rows[order]).tensor_split((-2,), 1)
+    known.set_scale(signs.to(device))
+    as_in_main(known.buffers())
+    scores = known.score(signs.to(device)).view(-1, views).mean(1).cpu().numpy()
+    probs, truth = logits.softmax(1).view(len(photos), views, -1).numpy(), val_labels[photos].numpy()
     temperature = trust.fit_temperature(probs, truth)
     plain, calibrated = probs.mean(1), trust.at_temperature(probs, temperature).mean(1)
     answers = np.full((len(val_labels), probs.shape[2]), np.nan, np.float32)
     answers[photos] = calibrated
-    return answers, {"temperature": temperature, "known_limit": trust.known_limit(known), "ece": metrics.calibration_error(plain, truth),
+    return answers, {"temperature": temperature, "known_limit": trust.known_limit(scores), "ece": metrics.calibration_error(plain, truth),
                      "ece_calibrated": metrics.calibration_error(calibrated, truth), "ece_chance": metrics.chance_error(calibrated)}

@@ -15,7 +15,7 @@ class Known(nn.Module):
 
     A photo of a class that is missing leaves the model in doubt between its own; a photo of no fungus at all may not, but
     lies far from all of them. docs/EXPERIMENTS.md has what this was chosen from. Buffers alone, so they travel with the
-    weights and into an exported graph; until `fit` the score says nothing.
+    weights and into an exported graph; until fitting.learn_trust has set them the score says nothing.
     """
 
     def __init__(self, num_classes: int, num_features: int):
@@ -31,12 +31,14 @@ class Known(nn.Module):
         near = (F.normalize(features.float(), dim=1) @ F.normalize(self.means, dim=1).T).amax(1)  # no (B, K, F) in between
         return torch.stack([sure, near], 1)
 
-    def forward(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return ((self.signs(features, logits) - self.centre) / self.spread).sum(1).sigmoid()
+    def score(self, signs: torch.Tensor) -> torch.Tensor:
+        """signs (B, 2) → (B,)."""
+        return ((signs - self.centre) / self.spread).sum(1).sigmoid()
 
-    def fit(self, features: torch.Tensor, labels: torch.Tensor, val_features: torch.Tensor, val_logits: torch.Tensor) -> None:
-        """Class means of training photos, features (N, F) with labels int64 (N,); z from validation photos (M, F), (M, K)."""
-        self.means.copy_(torch.stack([features[labels == k].mean(0) for k in range(len(self.means))]))
-        signs = self.signs(val_features, val_logits)
+    def forward(self, features: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return self.score(self.signs(features, logits))
+
+    def set_scale(self, signs: torch.Tensor) -> None:
+        """z from validation photos' signs (M, 2); `means` must be those of the training photos by then."""
         self.centre.copy_(signs.mean(0))
         self.spread.copy_(signs.std(0, correction=0).clamp(min=1e-6))

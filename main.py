@@ -166,8 +166,8 @@ def train(config: Config) -> Path:
             record.write_settings(run, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
-                views = FixedViews(size, crop, ANSWER_VIEWS)
-                loader = loader_of("train", views, size * RandomViews.DETAIL)  # the epochs' detail, for the cache's sake
+                views = FixedViews(size, crop, fitting.head_views(len(labels["train"])))
+                loader = loader_of("train", views, size * RandomViews.DETAIL, config.seed)  # the epochs' detail, for the cache's sake
                 fitting.fit_head(learner, loader, labels["train"], accelerator, bar.update)
             if ema:
                 ema.set(learner)

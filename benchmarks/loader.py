@@ -1,5 +1,7 @@
 """The loader on one core, from files to uint8 squares: ours against albumentations in the entry's order, torchvision, and bare decoding."""
 
+import tempfile
+
 import cv2
 import numpy as np
 import torch
@@ -34,23 +36,40 @@ def torchvision_way(size: int):
     return read
 
 
-def measure(options: Options):
-    from dataset import Photos
+def as_from_a_phone(paths: list[str], folder: str) -> list[str]:
+    """The photos enlarged to 12 megapixels, as JPEG: what a phone's camera stores, but for its finest detail."""
     from photos import read_photo
-    from transforms import RandomViews
+    for i, path in enumerate(paths):
+        photo = read_photo(path)
+        side = (12e6 / (photo.shape[0] * photo.shape[1])) ** 0.5
+        large = cv2.resize(photo, None, fx=side, fy=side, interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(f"{folder}/{i}.jpg", large[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
+    return [f"{folder}/{i}.jpg" for i in range(len(paths))]
+
+
+def measure(options: Options):
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     paths = options.photos(100)
-    for size in (224, 528):
-        detail = round(size * RandomViews.DETAIL)
-        photos, entry, vision = Photos(paths, RandomViews(size, 1), 0, detail), entry_order(size), torchvision_way(size)
-        times = in_turn({"ours": lambda photos=photos: [photos[0, i] for i in range(len(paths))],
-                         "albumentations in the entry's order": lambda entry=entry: [np.ascontiguousarray(entry(path)) for path in paths],
-                         "torchvision v2": lambda vision=vision: [vision(path) for path in paths],
-                         "bare decoding": lambda detail=detail: [read_photo(path, detail) for path in paths]}, options.repeat)
-        for name, goal in {"albumentations in the entry's order": ">= 4", "torchvision v2": ">= 1.0", "bare decoding": ">= 0.6"}.items():
-            speeds = f"{a_second(len(paths), times['ours'])} a core against {a_second(len(paths), times[name])}"
-            yield row(f"loader, {size} px: {name} / ours", times[name], times["ours"], goal, speeds)
+    with tempfile.TemporaryDirectory() as folder:
+        for size in (224, 528):
+            yield from compare(f"{size} px", size, paths, options.repeat)
+            yield from compare(f"{size} px, 12 megapixels", size, as_from_a_phone(paths[:2 if options.small else 15], folder), options.repeat)
+
+
+def compare(name: str, size: int, paths: list[str], repeat: int):
+    from dataset import Photos
+    from photos import read_photo
+    from transforms import RandomViews
+    detail = round(size * RandomViews.DETAIL)
+    photos, entry, vision = Photos(paths, RandomViews(size, 1), 0, detail), entry_order(size), torchvision_way(size)
+    times = in_turn({"ours": lambda: [photos[0, i] for i in range(len(paths))],
+                     "albumentations in the entry's order": lambda: [np.ascontiguousarray(entry(path)) for path in paths],
+                     "torchvision v2": lambda: [vision(path) for path in paths],
+                     "bare decoding": lambda: [read_photo(path, detail) for path in paths]}, repeat)
+    for other, goal in {"albumentations in the entry's order": ">= 4", "torchvision v2": ">= 1.0", "bare decoding": ">= 0.6"}.items():
+        speeds = f"{a_second(len(paths), times['ours'])} a core against {a_second(len(paths), times[other])}"
+        yield row(f"loader, {name}: {other} / ours", times[other], times["ours"], goal, speeds)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def test_each_row_has_its_script(name):
     assert (bench.Path(bench.__file__).parent / f"{name}.py").is_file()
 
 
-@pytest.mark.parametrize(("benchmark", "rows"), [(loader, 6), (cache, 1), (views, 2)])
+@pytest.mark.parametrize(("benchmark", "rows"), [(loader, 12), (cache, 1), (views, 2)])
 def test_they_run_in_small(benchmark, rows, drawn, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

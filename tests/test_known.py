@@ -15,11 +15,10 @@ from views import FixedViews
 
 def test_known_by_hand():
     known = Known(2, 2)
-    features = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
     logits = torch.tensor([[50.0, 0.0], [0.0, 0.0]])            # certain: entropy 0; torn: entropy log 2
     val = torch.tensor([[5.0, 0.0], [1.0, 1.0]])                # cosine 1, and 1 / sqrt 2
-    known.fit(features, torch.tensor([0, 1, 1]), val, logits)
-    assert known.means.tolist() == [[2, 0], [0, 2]]
+    known.means.copy_(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+    known.set_scale(known.signs(val, logits))
     torch.testing.assert_close(known.centre, torch.tensor([-np.log(2) / 2, (1 + 2**-0.5) / 2], dtype=torch.float32))
     # both signs of both photos lie one deviation from their mean: z = (1, 1) and (-1, -1)
     torch.testing.assert_close(known(val, logits), torch.tensor([2.0, -2.0]).sigmoid(), atol=1e-4, rtol=0)
@@ -30,7 +29,8 @@ def test_known_by_hand():
 def test_the_length_of_features_and_shifted_logits_change_nothing():
     torch.manual_seed(0)
     known, features, logits = Known(3, 8), torch.rand(9, 8), torch.randn(9, 3)
-    known.fit(features, torch.arange(9) % 3, features, logits)
+    known.means.copy_(features[:3])
+    known.set_scale(known.signs(features, logits))
     torch.testing.assert_close(known(7 * features, logits + 5), known(features, logits))
 
 
@@ -44,6 +44,13 @@ def learnt(drawn, accelerator):
     labels = torch.arange(60) // 12
     fitting.fit_head(model, loader, labels, accelerator, lambda photos: None)
     return model, loader, *fitting.learn_trust(model, loader, labels, loader, labels, accelerator)
+
+
+def test_the_means_are_those_of_each_class(learnt):
+    model, loader, *_ = learnt
+    with torch.inference_mode():
+        features = torch.cat([model.features(images.flatten(0, -4)) for images, _, _ in loader])
+    torch.testing.assert_close(model.known.means, features.view(5, 12, -1).mean(1), atol=1e-5, rtol=1e-4)
 
 
 def test_the_limit_calls_one_photo_in_twenty_unknown(learnt, accelerator):

@@ -26,7 +26,7 @@ from model import CosineHead, build_model, native_size, parameter_groups
 from prepare import make_accelerator
 from sam import SAM
 from transforms import RandomViews
-from views import ANSWER_VIEWS, FixedViews
+from views import FixedViews
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
 
@@ -63,7 +63,8 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
     if config.head_first:
         with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
-            fitting.fit_head(model, loader_of(FixedViews(size, crop, ANSWER_VIEWS), None), labels, accelerator, bar.update)
+            views = FixedViews(size, crop, fitting.head_views(len(photos)))
+            fitting.fit_head(model, loader_of(views, config.seed), labels, accelerator, bar.update)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
