@@ -52,9 +52,10 @@ def measure(options: Options):
     torch.set_num_threads(1)
     paths = options.photos(100)
     with tempfile.TemporaryDirectory() as folder:
+        large = as_from_a_phone(paths[:2 if options.small else 15], folder)
         for size in (224, 528):
             yield from compare(f"{size} px", size, paths, options.repeat)
-            yield from compare(f"{size} px, 12 megapixels", size, as_from_a_phone(paths[:2 if options.small else 15], folder), options.repeat)
+            yield from compare(f"{size} px, 12 megapixels", size, large, options.repeat)
 
 
 def compare(name: str, size: int, paths: list[str], repeat: int):
