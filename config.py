@@ -43,11 +43,11 @@ class Config:
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
-    wise: bool = True  # keep as little of the change since the head-first weights as scores as well (WiSE-FT); off = the best epoch
+    wise: bool = True  # keep the best place on the way from the head-first weights to the last epoch's (WiSE-FT); off = the best epoch
 
     # --- the loss ---
     smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
-    balance: Literal["none", "weights", "logits"] = "none"  # unbalanced classes: rare ones weigh more, or logit adjustment
+    balance: Literal["none", "weights", "logits"] = "logits"  # classes of unequal size: logit adjustment, or weights, or as they are
     focal: float = 0.0  # exponent of the focal loss; 0 = off
     arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
 

@@ -15,7 +15,7 @@ import metrics
 import trust
 from engine import as_in_main, predict_probs, to_device
 from model import blend
-from views import ANSWER_VIEWS
+from views import HEAD_VIEWS
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.5 GB, and each more teaches it less
@@ -23,17 +23,19 @@ HEAD_C = 0.01  # inverse L2 strength of the head's fit; the best log loss of 0.0
 
 
 def head_views(photos: int) -> int:
-    """Views to fit the head on: as many as an answer has, fewer where so many photos' would be more than HEAD_ROWS."""
-    return max(1, min(ANSWER_VIEWS, HEAD_ROWS // photos))
+    """Of each photo, to fit the head on: HEAD_VIEWS, or fewer where so many photos' would be more than HEAD_ROWS."""
+    return max(1, min(HEAD_VIEWS, HEAD_ROWS // photos))
 
 
-def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accelerator, tick: Callable[[int], None]) -> None:
+def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tensor, accelerator: Accelerator,
+             tick: Callable[[int], None]) -> None:
     """Start the head as the logistic regression on the backbone's features, in place of random numbers.
 
     A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
     know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos in one or many fixed views, each of which counts as
     a photo: the more the head has seen, the less it learns by heart. It is asked until there are HEAD_ROWS of them and each class is
-    among them; give more than that in random order. labels int64 (N,).
+    among them; give more than that in random order. labels int64 (N,). prior: float (K,), as the loss adds it to the logits
+    (loss.Loss), so that the head begins where the loss will hold it.
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
@@ -55,7 +57,7 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accel
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight / scale))
         if isinstance(model.head, torch.nn.Linear):                        # a cosine head has directions only
-            model.head.bias.copy_(torch.from_numpy(bias))
+            model.head.bias.copy_(torch.from_numpy(bias) - prior.cpu())
         as_in_main(model.head.parameters())
 
 
@@ -71,31 +73,11 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
         tick(len(index) + len(failed))
 
 
-def losses_on_the_way(model, start: dict, end: dict, loader: DataLoader, labels: torch.Tensor,
-                      accelerator: Accelerator) -> dict[float, np.ndarray]:
-    """The loss on each photo of the loader, float (N,), for the weights at each of SHARES from start to end. Leaves it at the end."""
-    losses = {}
+def on_the_way(model, start: dict, end: dict, loader: DataLoader, accelerator: Accelerator) -> Iterator[tuple[float, np.ndarray]]:
+    """Each of SHARES with the probabilities float (N, K) of the weights there, between start and end. Leaves the model at the end."""
     for share in SHARES:
         model.load_state_dict(blend(start, end, share))
-        probs, _ = predict_probs(model, loader, len(model.head.weight), accelerator)
-        losses[share] = metrics.log_losses(probs, labels.numpy())
-    return losses
-
-
-def least_change(losses: dict[float, np.ndarray]) -> float:
-    """The smallest share of the way from the head alone to the last epoch that is as good as the best, to one standard error.
-
-    losses: each share's loss on each validation photo, float (N,), NaN where it could not be read. The standard error is that of
-    the mean difference, photo by photo (the one-standard-error rule of Breiman et al. 1984, Classification and Regression Trees). Photos of
-    strangers lose more by the change than validation photos show: docs/EXPERIMENTS.md, "Whose photos".
-    """
-    best = min(losses, key=lambda share: np.nanmean(losses[share]))
-
-    def as_good(share: float) -> bool:
-        behind = losses[share] - losses[best]
-        return np.nanmean(behind) <= np.nanstd(behind) / np.sqrt((~np.isnan(behind)).sum())
-
-    return min(share for share in losses if as_good(share))
+        yield share, predict_probs(model, loader, len(model.head.weight), accelerator)[0]
 
 
 @torch.inference_mode()

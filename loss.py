@@ -30,8 +30,8 @@ class Loss(torch.nn.Module):
         self.smoothing, self.focal, self.margin, self.scale = smoothing, focal, margin, scale
 
     def forward(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = logits.float() + self.prior
-        log_probs = self._with_margin(logits) if self.margin else logits.log_softmax(1)
+        logits = logits.float()
+        log_probs = self._with_margin(logits) if self.margin else (logits + self.prior).log_softmax(1)
         targets = torch.lerp(targets, torch.full_like(targets, 1 / targets.shape[1]), self.smoothing)
         losses = -targets * self.weights * log_probs
         if self.focal:
@@ -41,6 +41,7 @@ class Loss(torch.nn.Module):
     def _with_margin(self, logits: torch.Tensor) -> torch.Tensor:
         """Column k: log p_k where class k alone carries the margin. Past pi - margin its cosine would rise again: it stays there."""
         cos = (logits / self.scale).clamp(-1 + 1e-6, 1 - 1e-6)
-        target = self.scale * torch.cos((cos.acos() + self.margin).clamp(max=torch.pi))
-        others = logits.unsqueeze(1).masked_fill(torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device), -torch.inf)
+        target = self.scale * torch.cos((cos.acos() + self.margin).clamp(max=torch.pi)) + self.prior
+        same = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+        others = (logits + self.prior).unsqueeze(1).masked_fill(same, -torch.inf)
         return -F.softplus(others.logsumexp(2) - target)

@@ -15,7 +15,6 @@ from config import Config, ConfigError
 if __name__ == "__main__":  # before torch is loaded, which takes seconds: a misspelt flag, or --help, is answered at once
     options = tyro.cli(Config, description=__doc__)
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
@@ -168,7 +167,7 @@ def train(config: Config) -> Path:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
                 views = FixedViews(size, crop, fitting.head_views(len(labels["train"])))
                 loader = loader_of("train", views, size * RandomViews.DETAIL, config.seed)  # the epochs' detail, for the cache's sake
-                fitting.fit_head(learner, loader, labels["train"], accelerator, bar.update)
+                fitting.fit_head(learner, loader, labels["train"], loss_of.prior, accelerator, bar.update)
             if ema:
                 ema.set(learner)
             judge(epoch=0)
@@ -199,10 +198,11 @@ def train(config: Config) -> Path:
     winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}"
     if config.wise and config.head_first:
         start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
-        losses = fitting.losses_on_the_way(judged, start, end, val_loader, labels["val"], accelerator)
+        places = fitting.on_the_way(judged, start, end, val_loader, accelerator)
+        losses = {share: scores_of(probs, "val")["loss"] for share, probs in places}
         say("val loss on the way from the head alone to the last epoch: "
-            + ", ".join(f"at {share:.0%} {np.nanmean(each):.3f}" for share, each in losses.items()))
-        share = fitting.least_change(losses)
+            + ", ".join(f"at {share:.0%} {loss:.3f}" for share, loss in losses.items()))
+        share = min(losses, key=losses.get)
         winner["weights"] = blend(start, end, share)
         end_name = f"epoch {config.epochs}"
         chosen = {0: "the head alone", 1: end_name}.get(share, f"{share:.0%} of the way from the head alone to {end_name}")

@@ -18,14 +18,9 @@ def macro_f1(probs: np.ndarray, labels: np.ndarray) -> float:
     return float(f1_score(labels, predicted, labels=present, average="macro", zero_division=0))
 
 
-def log_losses(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """-log p(true class) of each photo, float (N,), in nats; p is kept above 1e-7, as one certain error would else be infinite."""
-    return -np.log(probs[np.arange(len(labels)), labels].clip(1e-7))
-
-
 def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
-    """The mean of log_losses."""
-    return float(log_losses(probs, labels).mean())
+    """Mean of -log p(true class), in nats; p is kept above 1e-7, as one certain error would else be infinite."""
+    return float(-np.log(probs[np.arange(len(labels)), labels].clip(1e-7)).mean())
 
 
 def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:

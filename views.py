@@ -9,19 +9,24 @@ import numpy as np
 
 
 class View(NamedTuple):
-    """One way to look at a photo: how much closer than the evaluation crop, where, and whether mirrored."""
+    """One way to look at a photo: how much closer than the evaluation crop, where, whether mirrored, and how sharp."""
 
-    zoom: float = 1.0   # 1 = the evaluation crop; below 1 shows more of the photo
-    x: float = 0.0      # -1 = the window at the left edge, 0 = in the middle, 1 = at the right
-    y: float = 0.0      # -1 = top, 1 = bottom
+    zoom: float = 1.0    # 1 = the evaluation crop; below 1 shows more of the photo
+    x: float = 0.0       # -1 = the window at the left edge, 0 = in the middle, 1 = at the right
+    y: float = 0.0       # -1 = top, 1 = bottom
     mirrored: bool = False
+    detail: float = 1.0  # share of its pixels a side that are left: below 1, a photo that was small, and enlarged
 
 
-# Identity first, then mirrored, then nearer, farther and off-centre, each with its mirror image.
-VIEWS = tuple(View(*place, mirrored) for place in [
-    (1.0, 0, 0), (1.2, 0, 0), (0.85, 0, 0), (1.2, -1, -1), (1.2, 1, 1), (1.2, 1, -1), (1.2, -1, 1), (1.4, 0, 0)
-] for mirrored in (False, True))
+# The evaluation crop first, then mirrored, nearer and farther. Two in eight, and a third of those that the head is fitted on, are blurred:
+# photos from elsewhere are small or large, and where a class's photos were all of one kind, that must not give it away.
+VIEWS = (
+    View(), View(mirrored=True), View(1.2), View(1.2, mirrored=True), View(0.85), View(0.85, mirrored=True),
+    View(detail=1 / 2), View(1.2, mirrored=True, detail=1 / 3),
+    View(1.2, -1, -1), View(1.2, -1, -1, mirrored=True), View(0.85, detail=1 / 2), View(1.2, -1, -1, mirrored=True, detail=1 / 3),
+    View(1.2, 1, 1), View(1.2, 1, 1, mirrored=True), View(1.2, 1, -1), View(1.2, 1, -1, mirrored=True))
 ANSWER_VIEWS = 8  # of each photo in an answer, unless --tta says otherwise; docs/EXPERIMENTS.md has what they bring
+HEAD_VIEWS = 12   # of each photo that the head is fitted on
 
 
 class FixedViews:
@@ -44,7 +49,11 @@ def crop_view(photo: np.ndarray, size: int, crop: float, view: View = VIEWS[0]) 
     height, width = photo.shape[:2]
     side = max(1, min(round(min(height, width) * crop / view.zoom), height, width))
     top, left = round((height - side) * (1 + view.y) / 2), round((width - side) * (1 + view.x) / 2)
-    square = resize(photo[top:top + side, left:left + side], size, size)
+    square = photo[top:top + side, left:left + side]
+    if view.detail < 1:
+        few = max(1, round(size * view.detail))
+        square = resize(square, few, few)
+    square = resize(square, size, size)
     return cv2.flip(square, 1) if view.mirrored else square
 
 

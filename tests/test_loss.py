@@ -53,6 +53,12 @@ def test_arcface_by_hand():
     assert loss(logits, torch.tensor([[0.5, 0.5]])).item() == pytest.approx((math.log(2) + other) / 2, abs=1e-5)
 
 
+def test_arcface_s_angles_are_of_the_logits_before_their_adjustment(batch):
+    counts, logits = torch.tensor([6, 3, 1]), 2 * batch[0].tanh()
+    adjusted = F.cross_entropy(logits + (counts / 10).log(), batch[1])
+    torch.testing.assert_close(Loss(counts, balance="logits", margin=1e-9, scale=2.0)(logits, batch[1]), adjusted, atol=1e-5, rtol=0)
+
+
 def test_arcface_without_margin_is_cross_entropy_and_its_gradient_is_finite_at_the_ends():
     logits = torch.tensor([[30.0, -30.0, 0.0]], requires_grad=True)
     for margin in (1e-9, 0.5):

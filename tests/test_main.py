@@ -340,15 +340,23 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
 
 @pytest.mark.parametrize(("share", "said"), [
     (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1")])
-def test_the_way_back_to_the_head_alone_is_tried_and_the_least_change_is_kept(small_config, capsys, monkeypatch, share, said):
-    seen = {}
-    monkeypatch.setattr(main.fitting, "least_change", lambda losses: seen.update(losses) or share)
+def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(small_config, capsys, monkeypatch, share, said):
+    seen, on_the_way = {}, main.fitting.on_the_way
+
+    def all_wrong_elsewhere(*arguments):
+        for place, probs in on_the_way(*arguments):
+            seen[place] = probs
+            yield place, probs if place == share else 0 * probs
+
+    monkeypatch.setattr(main.fitting, "on_the_way", all_wrong_elsewhere)
     run = main.train(dataclasses.replace(small_config, epochs=1, ema=0))
     printed = capsys.readouterr().out
     assert tuple(seen) == main.fitting.SHARES
-    log = pd.read_csv(run / "log.csv")
-    assert [seen[0].mean(), seen[1].mean()] == pytest.approx(log.val_loss.tolist(), rel=1e-5)
-    assert f"at 50% {seen[0.5].mean():.3f}" in printed
+    log, answers = pd.read_csv(run / "log.csv"), pd.read_csv(run / "val.csv")
+    labels = answers.label.map(list(answers.columns[2:]).index).to_numpy()
+    losses = {place: main.metrics.log_loss(probs, labels) for place, probs in seen.items()}
+    assert [losses[0], losses[1]] == pytest.approx(log.val_loss.tolist(), rel=1e-5)
+    assert f"at {share:.0%} {losses[share]:.3f}" in printed
     assert f"best: {said};" in printed
     start, end, kept = (checkpoint.load(run / name)["weights"] for name in ("head.pt", "last.pt", "best.pt"))
     for name in start:

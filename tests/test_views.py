@@ -33,6 +33,15 @@ def test_corner_views_reach_the_corners():
     assert square[-1, 0, :2].tolist() == pytest.approx([0, 99], abs=1)
 
 
+def test_a_blurred_view_shows_the_same_with_fewer_pixels(rng):
+    noise = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    sharp, blurred = crop_view(noise, 64, 1.0), crop_view(noise, 64, 1.0, View(detail=1 / 2))
+    np.testing.assert_allclose(blurred.reshape(4, 16, 4, 16, 3).mean((1, 3)), sharp.reshape(4, 16, 4, 16, 3).mean((1, 3)), atol=2)
+    assert blurred.std() < 0.6 * sharp.std()
+    flat = np.full((40, 40, 3), 77, np.uint8)
+    assert (crop_view(flat, 64, 1.0, View(detail=1 / 3)) == 77).all()
+
+
 @pytest.mark.parametrize("views", [0, 17])
 def test_there_are_sixteen_views(views):
     with pytest.raises(ValueError, match=f"{views} views: there are 1 to 16"):

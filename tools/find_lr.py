@@ -64,7 +64,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     if config.head_first:
         with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
             views = FixedViews(size, crop, fitting.head_views(len(photos)))
-            fitting.fit_head(model, loader_of(views, config.seed), labels, accelerator, bar.update)
+            fitting.fit_head(model, loader_of(views, config.seed), labels, loss_of.prior, accelerator, bar.update)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
