@@ -34,6 +34,7 @@ from model import CosineHead, ModelError, blend, build_model, native_size, param
 from photos import read_photo
 from prepare import announce_time, draw_a_batch, look_at_photos, make_accelerator, rehearse, resumed
 from sam import SAM
+from schedule import make_schedule, make_sizes
 from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
@@ -97,8 +98,8 @@ def train(config: Config) -> Path:
     model, sgd = accelerator.prepare(model, sgd)
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
-    schedule = engine.make_schedule(config.schedule, sgd, steps, config.warmup)
-    shown = engine.make_sizes(config.progressive, steps)
+    schedule = make_schedule(config.schedule, sgd, steps, config.warmup)
+    shown = make_sizes(config.progressive, steps)
     keep_batchnorm = config.keep_batchnorm and config.weights != "none"  # random weights have no statistics to keep
     counts = labels["train"].bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)

@@ -190,32 +190,6 @@ def test_a_scaled_loss_that_overflows_skips_the_step_and_lowers_the_scale(fp16, 
     assert not torch.equal(model.head.weight, before["head.weight"])
 
 
-@pytest.mark.parametrize(("kind", "rates"), [
-    # 20 steps, the first two climb from 0; rate 1
-    ("cosine", {0: 0, 1: 0.5, 2: 1, 11: 0.5, 19: 0.0076}),
-    ("restarts", {1: 0.5, 2: 1, 5: 0.5, 8: 0.5, 14: 0.25, 11: 0.25}),
-    ("step", {1: 0.5, 2: 1, 11: 1, 12: 0.1, 15: 0.1, 16: 0.01, 19: 0.01}),
-])
-def test_schedules_by_hand(kind, rates):
-    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)], "lr_scale": 0.5}], 1.0)
-    schedule = engine.make_schedule(kind, optimizer, 20, 0.1)
-    for step, rate in rates.items():
-        schedule(step)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(rate, abs=1e-3)
-        assert optimizer.param_groups[1]["lr"] == pytest.approx(rate / 2, abs=1e-3)
-
-
-def test_sizes_grow_by_hand_to_all_of_it():
-    shown = engine.make_sizes(0.5, 90)  # from 112 at step 0 to 224 at step 60
-    images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
-    assert [shown(images, step).shape[-1] for step in (0, 10, 30, 50, 59)] == [128, 128, 160, 192, 224]
-    assert all(shown(images, step) is images for step in (59, 60, 89))
-    board = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    board[..., ::2] = 200  # stripes of one pixel become their mean, not a pattern of their own
-    assert (shown(board, 0)[..., 4:-4] - 100).abs().max() < 25
-    assert engine.make_sizes(1.0, 90)(images, 0) is images
-
-
 def test_the_moving_average_starts_at_the_weights_and_forgets_by_its_decay():
     model = torch.nn.Linear(1, 1)
     ema = engine.make_ema(model, 0.9)

@@ -374,8 +374,8 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, **more: (seen.__setitem__(name, given), real(*given, **more))[1])
 
-    for owner, name in ((main, "parameter_groups"), (main, "Loss"), (main.engine, "make_schedule"), (main.engine, "make_ema"),
-                        (main.engine, "make_sizes")):
+    for owner, name in ((main, "parameter_groups"), (main, "Loss"), (main, "make_schedule"), (main.engine, "make_ema"),
+                        (main, "make_sizes")):
         spy(owner, name)
     monkeypatch.setattr(main.engine, "be_deterministic", lambda: seen.__setitem__("be_deterministic", ()))  # it would hold for all tests
 

@@ -1,0 +1,40 @@
+"""What changes while a model is trained: the learning rate, and the size of the photos it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
+
+
+def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmup: float) -> Callable[[int], None]:
+    """A function that sets the rate for a step, from 0 to steps - 1: a climb over the share `warmup` of training, then
+
+    "cosine": down to 0 (with warmup 0.3: one-cycle); "restarts": three times down to 0, each from half the last height;
+    "step": to a tenth at 60 % and to a hundredth at 85 % of the rest.
+    """
+    climb = round(warmup * steps)
+    rest = steps - climb
+    common = dict(warmup_t=climb, warmup_prefix=True, t_in_epochs=False)
+    if kind == "step":
+        return MultiStepLRScheduler(optimizer, [round(0.6 * rest), round(0.85 * rest)], 0.1, **common).step_update
+    cycles = 3 if kind == "restarts" else 1
+    return CosineLRScheduler(optimizer, max(1, -(-rest // cycles)), cycle_limit=cycles, cycle_decay=0.5, **common).step_update
+
+
+def make_sizes(begin: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S up to all of S, which the last third of training sees.
+
+    Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
+    arXiv 2104.00298). Multiples of 32 pixels, as backbones halve a photo five times. Resized on the device, so that the loader's work,
+    and what each photo draws, stay as they are.
+    """
+    def shown(images: torch.Tensor, step: int) -> torch.Tensor:
+        size = images.shape[-1]
+        share = min(1.0, begin + (1 - begin) * step / max(1, 2 / 3 * steps))
+        side = max(32, round(share * size / 32) * 32)
+        return F.interpolate(images.float(), side, mode="bilinear", antialias=True) if share < 1 and side < size else images
+
+    return shown
