@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,7 +34,10 @@ def weights_of(run, name: str = "last.pt") -> torch.Tensor:
     return torch.cat([w.flatten().double() for w in checkpoint.load(run / name)["weights"].values()])
 
 
-TWICE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0")  # as the README says
+def machine(rank: int, port: int) -> tuple[str, ...]:
+    """The launcher of one of two machines with a process each, as the README says; both are this one."""
+    return ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "2", "--num_processes", "2", "--machine_rank", str(rank),
+            "--main_process_ip", "127.0.0.1", "--main_process_port", str(port))
 
 
 def command(*arguments, launcher=(), **more) -> subprocess.Popen:
@@ -169,15 +173,18 @@ def test_survivors_of_several_processes_say_how_to_go_on_and_one_alone_does_not(
         assert bool(said) == bool(printed)
 
 
-def test_two_processes_score_as_one(small_config, tmp_path):
+def test_two_machines_score_as_one_and_speak_with_one_voice(small_config, tmp_path):
     torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
     config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, lr=1e-3,
                                  head_first=False, sam_whole=True)  # a fitted head is as equal as LBFGS's tolerance: 1e-4
-    process = command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=TWICE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [command(*flags(dataclasses.replace(config, out=tmp_path / "two")), launcher=machine(rank, port)) for rank in (0, 1)]
     one = pd.read_csv(main.train(config) / "log.csv")
-    printed, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, printed
-    assert printed.count("epoch 1/1 ") == 1  # one speaks and writes
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
+    assert [text.count("epoch 1/1 ") for text in printed] == [1, 0]  # one speaks and writes
     two = pd.read_csv(tmp_path / "two" / "log.csv")
     for name in ("train_loss", "grad_norm", "val_loss", "val_accuracy", "val_macro_f1"):
         assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-6, nan_ok=True), name
