@@ -68,8 +68,7 @@ IN_SMALL = ["--model", SMALL, "--weights", "none", "--image-size", "64", "--epoc
 ADDED = {"main.py": IN_SMALL, "tools.find_lr": IN_SMALL, "tools.tune": IN_SMALL, "data/draw.py": ["--per-class", "5"]}
 NOT_RUN = ("make", "python -m venv",      # CI's own work
            "python data/download.py",     # the network; test_data.py has a stand-in
-           "python -m tools.app",         # waits for a browser; test_app.py asks it
-           "python main.py --resume RUN") # of a stopped run; test_main.py kills and resumes
+           "python -m tools.app")         # waits for a browser; test_app.py asks it
 
 
 def run_it(command: str) -> None:
@@ -77,8 +76,8 @@ def run_it(command: str) -> None:
     _, *arguments = shlex.split(command.replace("--trials 20", "--trials 1").replace(" --push USER/NAME", ""))
     as_module = arguments[0] == "-m"
     script, *arguments = arguments[1:] if as_module else arguments
-    answered_at_once = {"--help", "--tyro-write-completion"} & set(arguments)
-    sys.argv = [script, *arguments, *([] if answered_at_once else ADDED.get(script, []))]
+    as_it_is = {"--help", "--tyro-write-completion", "--resume"} & set(arguments)
+    sys.argv = [script, *arguments, *([] if as_it_is else ADDED.get(script, []))]
     try:
         runpy.run_module(script, run_name="__main__") if as_module else runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as end:
@@ -92,6 +91,7 @@ def test_all_commands_run(run, drawn, tmp_path, monkeypatch, capsys):
     shutil.copytree(drawn, tmp_path / "shared" / "data" / "fungi9")
     for name in "ab":
         shutil.copytree(run, here / "runs" / name)
+    shutil.copytree(run, here / "RUN")                    # of another folder than its record of experiments: stopped before its last line
     photos = sorted((here / "FOLDER").rglob("*.jpg"))
     shutil.copy(photos[0], here / "image.jpg")
     monkeypatch.chdir(here)
@@ -105,3 +105,4 @@ def test_all_commands_run(run, drawn, tmp_path, monkeypatch, capsys):
                  "runs/all/oof.csv"):
         assert (here / file).stat().st_size, file
     assert '"label"' in printed
+    assert "python predict.py PHOTO --checkpoint RUN/best.pt" in printed
