@@ -47,7 +47,7 @@ class Config:
 
     # --- the loss ---
     smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
-    balance: Literal["none", "weights", "logits"] = "logits"  # classes of unequal size: logit adjustment, or weights, or as they are
+    balance: Literal["none", "weights", "logits"] = "logits"  # classes of unequal size: as they are, by weight, or as if all were as likely
     focal: float = 0.0  # exponent of the focal loss; 0 = off
     arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
 

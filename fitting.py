@@ -18,7 +18,7 @@ from model import blend
 from views import HEAD_VIEWS
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
-HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.5 GB, and each more teaches it less
+HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.5 GB
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; the best log loss of 0.003 to 0.15 over 5 folds of fungi9, 8 views
 
 
@@ -46,9 +46,7 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
         wanted -= set(labels[index].tolist())
         if rows >= HEAD_ROWS / accelerator.num_processes and not wanted:
             break
-    index, features = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
-    order = index.argsort(kind="stable")                                   # the same sums however many processes
-    features, index = features[order], index[order]
+    index, features = gathered(found)
     scale = features.std()
     fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
     weight, bias = fit.coef_, fit.intercept_
@@ -71,6 +69,13 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
                 features = model.features(to_device(images.flatten(0, -4), accelerator)).float()
             yield features, index.repeat_interleave(len(features) // len(index)).numpy()
         tick(len(index) + len(failed))
+
+
+def gathered(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Photos int (M,), ascending, and their rows float (M, ...), of all batches (photos, rows) of all processes."""
+    index, rows = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
+    order = index.argsort(kind="stable")                                   # the same sums however many processes
+    return index[order], rows[order]
 
 
 def on_the_way(model, start: dict, end: dict, loader: DataLoader, accelerator: Accelerator) -> Iterator[tuple[float, np.ndarray]]:
@@ -101,10 +106,9 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     for features, index in each_features(model, val_loader, accelerator, tick):
         logits = model.head(features)
         found.append((index, torch.cat([logits, known.signs(features, logits)], 1).cpu().numpy()))
-    index, rows = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
-    order = index.argsort(kind="stable")
+    index, rows = gathered(found)
     photos, views = np.unique(index), len(index) // len(np.unique(index))
-    logits, signs = torch.from_numpy(rows[order]).tensor_split((-2,), 1)
+    logits, signs = torch.from_numpy(rows).tensor_split((-2,), 1)
     known.set_scale(signs.to(device))
     as_in_main(known.buffers())
     scores = known.score(signs.to(device)).view(-1, views).mean(1).cpu().numpy()

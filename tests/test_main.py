@@ -371,6 +371,20 @@ def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(smal
             torch.testing.assert_close(kept[name], torch.lerp(start[name], end[name], share))
 
 
+def test_the_head_begins_with_the_classes_shares_taken_out(small_config, monkeypatch):
+    given = []
+
+    def fit_head(*arguments):
+        given.extend(arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main.fitting, "fit_head", fit_head)
+    with pytest.raises(KeyboardInterrupt):
+        main.train(small_config)
+    labels, prior = given[2], given[3]
+    torch.testing.assert_close(prior, (labels.bincount() / len(labels)).log())
+
+
 def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     class Reached(Exception):
         pass
