@@ -188,6 +188,8 @@ def test_two_machines_score_as_one_and_speak_with_one_voice(small_config, tmp_pa
     two = pd.read_csv(tmp_path / "two" / "log.csv")
     for name in ("train_loss", "grad_norm", "val_loss", "val_accuracy", "val_macro_f1"):
         assert two[name].to_numpy() == pytest.approx(one[name].to_numpy(), rel=1e-6, nan_ok=True), name
+    answers = [pd.read_csv(folder / "val.csv").set_index(["image", "label"]) for folder in (tmp_path / "two", config.out)]
+    pd.testing.assert_frame_equal(*answers, rtol=1e-3, atol=1e-4)
     assert len(pd.read_csv(tmp_path / "runs" / "experiments.csv")) == 2
 
 
