@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+import duplicates
 from duplicates import _near, look_over, near_duplicates, perceptual_hash
 from photos import read_photo
 
@@ -14,6 +15,16 @@ def test_look_over_names_what_it_cannot_read(drawn, tmp_path):
     hashes, errors = look_over([str(good), str(tmp_path / "bad.jpg")])
     assert list(errors) == [1]
     assert hashes[0] == perceptual_hash(read_photo(good, min_side=64))
+
+
+def test_look_over_takes_few_at_a_time_and_keeps_their_order(monkeypatch):
+    waiting = []
+    monkeypatch.setattr(duplicates, "AHEAD", 3)
+    monkeypatch.setattr(duplicates.ThreadPoolExecutor, "map", lambda pool, one, paths: waiting.append(len(paths)) or map(one, paths))
+    monkeypatch.setattr(duplicates, "read_photo", lambda path, min_side: path)
+    monkeypatch.setattr(duplicates, "perceptual_hash", int)
+    assert look_over(["5", "3", "8", "1", "9", "2", "6"])[0].tolist() == [5, 3, 8, 1, 9, 2, 6]
+    assert waiting == [3, 3, 1]
 
 
 def test_a_photo_saved_again_smaller_is_a_near_duplicate_and_another_is_not(drawn, tmp_path):
