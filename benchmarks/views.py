@@ -15,10 +15,11 @@ def ttach_way(trained, paths: list[str]):
     import engine
     from dataset import Batches, Photos, make_loader
     network = ttach.ClassificationTTAWrapper(torch.nn.Sequential(trained.model, torch.nn.Softmax(1)), ttach.aliases.d4_transform())
-    loader = make_loader(Photos(paths, trained.views, 0, trained.detail), Batches(len(paths), trained.batch), workers=-1)
+    photos = Photos(paths, trained.views, 0, trained.detail)
 
     @torch.inference_mode()
     def probs() -> torch.Tensor:
+        loader = make_loader(photos, Batches(len(paths), trained.batch), workers=-1)  # anew each time, as ours, whose start counts
         return torch.cat([network(engine.to_device(images.flatten(0, -4), trained.accelerator)) for images, _, _ in loader])
     return probs
 
