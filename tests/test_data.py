@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from fnmatch import fnmatch
 
 import kagglehub
 import pytest
@@ -8,6 +9,7 @@ from conftest import ROOT
 from data.download import GENERA, DownloadError, download
 from data.draw import DrawError, draw_dataset
 from photos import read_photo
+from trust import GENERA as NOTES
 
 
 def test_a_photo_depends_on_seed_genus_and_number_alone(drawn, tmp_path):
@@ -68,3 +70,10 @@ def test_no_network_no_kagglehub_and_another_set_are_told_apart(tmp_path, monkey
     with pytest.raises(DownloadError, match="pip install kagglehub"):
         download(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_docker_image_has_all_that_the_program_reads():
+    rules = (ROOT / ".dockerignore").read_text().splitlines()
+    for file in [NOTES, *ROOT.glob("*.py"), *(ROOT / "data").glob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        said = [not rule.startswith("!") for rule in rules if fnmatch(file.relative_to(ROOT).as_posix(), rule.removeprefix("!"))]
+        assert not any(said[-1:]), f"{file} is left out"  # the last rule that matches decides
