@@ -18,6 +18,13 @@ def test_the_suggested_rate_is_a_tenth_of_where_the_loss_is_least():
     assert find_lr.suggest(np.array([1e-3, 1e-2]), np.array([1.0, 0.0]), memory=0.5)[0].tolist() == [1, pytest.approx(1 / 3)]
 
 
+def test_a_loss_that_never_falls_lends_its_luckiest_step_no_weight():
+    rates, draw = np.geomspace(1e-5, 1, 101), np.random.default_rng(0)
+    losses = 0.6 + draw.normal(0, 0.1, 101) + 10 * np.log10(rates / 0.01).clip(0)   # a fitted head's: flat, then up from 0.01 on
+    losses[0] = 0.2
+    assert 5e-4 < find_lr.suggest(rates, losses)[1] < 2e-3
+
+
 def test_the_rate_climbs_over_more_than_an_epoch_and_is_drawn(small_config, tmp_path, capsys):
     config = dataclasses.replace(small_config, batch=32, rho=0.0, head_first=False)   # 3 steps an epoch
     rates, losses = find_lr.find_lr(config, steps=7)

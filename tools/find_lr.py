@@ -1,8 +1,9 @@
 """The learning rate to take: `python -m tools.find_lr --data FOLDER ...`, with main.py's own flags.
 
 The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM if it is on
-from the start) until the loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). A tenth of the rate of the least
-smoothed loss is suggested, as fastai does: the loss goes on falling for some steps at a rate that is already too high.
+from the start) until the loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). Suggested is a tenth of the highest rate
+at which the smoothed loss is as low as anywhere, within four times its noise: it goes on falling for some steps at a rate that is already
+too high, and where the head was fitted first there is little left to fall.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
 
 
 def suggest(rates: np.ndarray, losses: np.ndarray, memory: float = 0.9) -> tuple[np.ndarray, float]:
-    """The losses as an exponential mean without its bias towards the first, and a tenth of the rate where that is least."""
+    """The losses as an exponential mean without its bias towards the first, and the rate to take.
+
+    The noise of a loss is what its second differences leave over: a curve has little of them.
+    """
     weights = memory ** np.arange(len(losses))
     smooth = np.array([weights[:i + 1][::-1] @ losses[:i + 1] / weights[:i + 1].sum() for i in range(len(losses))])
-    return smooth, float(rates[smooth.argmin()] / 10)
+    noise = np.diff(losses, 2).std() / 6**0.5 * ((1 - memory) / (1 + memory))**0.5 if len(losses) > 2 else 0.0
+    settled = smooth[min(round(1 / (1 - memory)), len(smooth) - 1):]       # the first are means of few
+    return smooth, float(rates[np.flatnonzero(smooth <= settled.min() + 4 * noise)[-1]] / 10)
 
 
 def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +102,7 @@ def main(config: Config, picture: Path = Path("rate.png")) -> None:
     rates, losses = find_lr(config)
     smooth, best = suggest(rates, losses)
     plots.rate_search(picture, rates, losses, smooth, best)
-    print(f"{picture}: the loss was least near {10 * best:.2g}. Try --lr {best:.2g}; the default is {Config.lr}.")
+    print(f"{picture}: the loss is low up to a rate of {10 * best:.2g}. Try --lr {best:.2g}; the default is {Config.lr}.")
 
 
 if __name__ == "__main__":
