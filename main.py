@@ -251,12 +251,10 @@ def train_each_fold(config: Config) -> Path:
         if not (own.out / "val.csv").exists():
             train(Config(resume=own.out) if (own.out / "last.pt").exists() else own)
     accelerator.wait_for_everyone()  # the last val.csv is written by one
-    answers = pd.concat([record.read_table(run / f"fold{fold}" / "val.csv").assign(fold=fold) for fold in range(config.folds)])
+    answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]
     if accelerator.is_main_process:
-        record.write_table(run / "oof.csv", answers)
-    classes = sorted(answers.label.unique())
-    scores = pd.DataFrame([metrics.scores(own[classes].to_numpy(float), own.label.map(classes.index).to_numpy())
-                           for _, own in answers.groupby("fold")])
+        record.write_table(run / "oof.csv", pd.concat([table.assign(fold=fold) for fold, (table, *_) in enumerate(answers)]))
+    scores = pd.DataFrame([metrics.scores(probs, truth) for _, probs, truth in answers])
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
     models = " ".join(str(run / f"fold{fold}" / "best.pt") for fold in range(config.folds))
     accelerator.on_main_process(print)("\n".join([*lines, f"now: python predict.py PHOTO --checkpoint {models}"]))

@@ -84,6 +84,13 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
 
 
+def read_answers(path: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """What write_answers wrote: the table, its probabilities float (N, K), and the labels int (N,) as columns of them."""
+    table = read_table(path)
+    classes = table.columns[2:].tolist()
+    return table, table[classes].to_numpy(float), table.label.map(classes.index).to_numpy()
+
+
 def has_experiment(run: Path) -> bool:
     """Whether the run has its row: a kill after the last epoch may come before it."""
     return EXPERIMENTS.exists() and any(Path(other).resolve() == run.resolve() for other in read_table(EXPERIMENTS).run)

@@ -139,12 +139,13 @@ def answers(options: Options, *ways: str) -> pd.DataFrame:
     """The judged photos of all folds, by the mean of the ways' probabilities: label, fold, right, loss, and seconds of its training."""
     found = []
     for fold in range(options.folds):
-        tables = [record.read_table(options.folder(way, fold) / "val.csv") for way in ways]
+        tables, probs, labels = zip(*(record.read_answers(options.folder(way, fold) / "val.csv") for way in ways), strict=True)
         logs = [pd.read_csv(options.folder(way, fold) / "log.csv") for way in ways]
-        probs, label = np.mean([table.iloc[:, 2:].to_numpy(float) for table in tables], 0), tables[0].label
-        own = probs[np.arange(len(label)), label.map(list(tables[0].columns[2:]).index)]
-        found.append(pd.DataFrame({"label": label, "fold": fold, "right": (own == probs.max(1)).astype(float), "loss": -np.log(own),
-                                   "seconds": sum(60 * (log.minutes.max() - log.minutes[log.epoch == 0].sum()) for log in logs)}))
+        mean = np.mean(probs, 0)
+        own = mean[np.arange(len(mean)), labels[0]]
+        minutes = sum(log.minutes.max() - log.minutes[log.epoch == 0].sum() for log in logs)
+        found.append(pd.DataFrame({"label": tables[0].label, "fold": fold, "right": (own == mean.max(1)).astype(float), "loss": -np.log(own),
+                                   "seconds": 60 * minutes}))
     return pd.concat(found)
 
 

@@ -119,9 +119,7 @@ def as_timm(model, saved: dict) -> torch.nn.Module:
 
 def card(run: Path, saved: dict, repo: str, license: str) -> str:
     """The model card: what it is for, on what it was trained, how good it is, where it fails."""
-    photos, answers = record.read_table(run / "photos.csv"), record.read_table(run / "val.csv")
-    classes = saved["classes"]
-    probs, labels = answers[classes].to_numpy(float), answers.label.map(classes.index).to_numpy()
+    photos, (_, probs, labels), classes = record.read_table(run / "photos.csv"), record.read_answers(run / "val.csv"), saved["classes"]
     scores, learnt = metrics.scores(probs, labels), photos.label[photos.side == "train"].value_counts()
     rows = [f"| {name} | {learnt.get(name, 0)} | {judged:.0f} | {recall:.2f} |"
             for name, (_, recall, _, judged) in zip(classes, metrics.per_class(probs, labels), strict=True)]

@@ -36,11 +36,10 @@ def write_report(run: Path) -> Path:
     """Returns RUN/report.html. Raises ValueError where RUN is not a finished run, or its photos are gone."""
     if not (run / "val.csv").is_file():
         raise record.RunError(f"{run}: no finished run, it holds no val.csv. Pass a folder that main.py made under runs/.")
-    val, photos = record.read_table(run / "val.csv"), record.read_table(run / "photos.csv")
+    (val, probs, labels), photos = record.read_answers(run / "val.csv"), record.read_table(run / "photos.csv")
     classes = val.columns[2:].tolist()
     if not any(os.path.isfile(photo) for photo in val.image):
         raise record.RunError(f"{run}: none of its {len(val)} validation photos is where it was ({val.image[0]}). Put them back.")
-    probs, labels = val[classes].to_numpy(float), val.label.map(classes.index).to_numpy()
     log = pd.read_csv(run / "log.csv")
     log["grad_norm"] = log.get("grad_norm")  # runs of before it was logged
     settings = json.loads((run / "config.json").read_text(encoding="utf-8"))

@@ -18,6 +18,8 @@ import pandas as pd
 import tyro
 from tyro.conf import Positional
 
+import metrics
+import record
 from config import Config
 
 MAIN = Path(__file__).parents[1] / "main.py"
@@ -36,7 +38,7 @@ def arguments(values: dict) -> list[str]:
 
 
 def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
-    """The lowest validation loss of an epoch of a run with the trial's knobs; the run reports each by its log.csv."""
+    """The validation loss of what a run with the trial's knobs keeps; the run reports its epochs by its log.csv."""
     import optuna
     folder = out / f"trial-{trial.number:03d}"
     with (out / f"{folder.name}.txt").open("w") as screen:
@@ -48,8 +50,9 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
                 ended = process.poll() is not None  # asked before the log is read, so that its last row is not missed
                 log = pd.read_csv(folder / "log.csv") if (folder / "log.csv").exists() else pd.DataFrame()
                 for row in log.iloc[seen:].itertuples():
-                    trial.report(log.val_loss[:row.Index + 1].min(), int(row.epoch))
                     seen += 1
+                    if row.epoch:  # the head alone is the same in all trials
+                        trial.report(row.val_loss, int(row.epoch))
                     if trial.should_prune() and not ended:
                         raise optuna.TrialPruned
                 if ended:
@@ -61,7 +64,8 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
                 process.wait()
     if process.returncode:
         raise RuntimeError(f"{folder}: main.py ended with code {process.returncode}; {screen.name} says why.")
-    return float(log.val_loss.min())
+    _, probs, labels = record.read_answers(folder / "val.csv")
+    return metrics.log_loss(probs, labels)
 
 
 def tune(flags: tuple[str, ...], trials: int, out: Path):
