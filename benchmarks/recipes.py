@@ -143,9 +143,9 @@ def answers(options: Options, *ways: str) -> pd.DataFrame:
         logs = [pd.read_csv(options.folder(way, fold) / "log.csv") for way in ways]
         mean = np.mean(probs, 0)
         own = mean[np.arange(len(mean)), labels[0]]
+        right = (own == mean.max(1)).astype(float)
         minutes = sum(log.minutes.max() - log.minutes[log.epoch == 0].sum() for log in logs)
-        found.append(pd.DataFrame({"label": tables[0].label, "fold": fold, "right": (own == mean.max(1)).astype(float), "loss": -np.log(own),
-                                   "seconds": 60 * minutes}))
+        found.append(pd.DataFrame({"label": tables[0].label, "fold": fold, "right": right, "loss": -np.log(own), "seconds": 60 * minutes}))
     return pd.concat(found)
 
 
