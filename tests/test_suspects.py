@@ -30,6 +30,14 @@ def test_the_photos_under_a_wrong_label_are_found_and_shown(table, tmp_path, cap
     assert "2 of 36 labels in doubt" in capsys.readouterr().out
 
 
+def test_where_no_label_is_in_doubt_there_is_no_picture(table, tmp_path, capsys):
+    table.drop(index=[3, 30]).to_csv(tmp_path / "oof.csv", index=False)
+    suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")
+    assert len(pd.read_csv(tmp_path / "suspects.csv")) == 0
+    assert not (tmp_path / "suspects.png").exists()
+    assert "none of 34 labels is in doubt" in capsys.readouterr().out
+
+
 def test_another_table_is_named_with_the_remedy(table, tmp_path):
     with pytest.raises(DataError, match=r"none.csv: no such table. Give the oof.csv"):
         suspects.main(tmp_path / "none.csv")

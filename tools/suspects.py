@@ -48,6 +48,9 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
                         "Its first line must be image,label,fold and then the name of each class.")
     found = suspects(table)
     write_table(out, found.round(4))
+    if found.empty:
+        print(f"{out}: none of {len(table)} labels is in doubt; there is nothing to draw")
+        return
     shown = found.head(most)
     contact_sheet(out.with_suffix(".png"), [crop_view(read_photo(image, 224), 224, 1.0) for image in shown.image],
                   [f"{row.label} {row.prob:.0%}\n{row.answer} {row.answer_prob:.0%}?" for row in shown.itertuples()])
