@@ -41,7 +41,7 @@ def takes(script: str, arguments: list[str]) -> None:
     tyro.cli(what, args=arguments, config=(tyro.conf.OmitArgPrefixes,))
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "data/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md", "data/README.md", "docs/COMMANDS.md"])
 def test_all_commands_parse(page, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)  # --track asks whether its package is there
     found = commands(page)
