@@ -38,7 +38,7 @@ class Config:
     weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
     schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
-    progressive: float = 1.0  # share of the image size that training begins with, to be faster; it grows to all; 1 = all from the start
+    progressive: float = 0.5  # share of the image size that training begins with, 128 pixels at least; its last third sees all; 1 = off
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same

@@ -24,7 +24,8 @@ def test_sizes_grow_by_hand_to_all_of_it():
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
     assert [shown(images, step).shape[-1] for step in (0, 10, 30, 50, 59)] == [128, 128, 160, 192, 224]
     assert all(shown(images, step) is images for step in (59, 60, 89))
-    board = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    board = torch.zeros(1, 3, 256, 256, dtype=torch.uint8)
     board[..., ::2] = 200  # stripes of one pixel become their mean, not a pattern of their own
     assert (shown(board, 0)[..., 4:-4] - 100).abs().max() < 25
     assert make_sizes(1.0, 90)(images, 0) is images
+    assert shown(images[..., :120, :120], 0).shape[-1] == 120  # small already
