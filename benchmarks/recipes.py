@@ -83,8 +83,6 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "half the rate": {"lr": 0.004},
     "mixup 0.4": {"mixup": 0.4},
 }
-
-
 TOGETHER = {"lite0, lite1 and lite2 averaged": ("the defaults", "lite1", "lite2")}  # their probabilities
 TABLE = "| what | accuracy | log loss | balanced accuracy | accuracy: more than the defaults | log loss | seconds |\n" + "| --- " * 7 + "|"
 FIT = fitting.fit_head
@@ -105,10 +103,10 @@ class Options:
         return self.out / f"{way}, fold {fold}"
 
 
-def head_kept(folder: Path) -> Callable:
-    """fit_head, but a head that was fitted for the same photos is read again: it is the same for all ways, but for the prior."""
+def head_kept(stem: str) -> Callable:
+    """fit_head, but a head that was fitted before is read from `stem`, of photos and backbone: it is all ways' alike, but for the prior."""
     def fit_head(model, loader, labels, prior, accelerator, tick):
-        kept = folder / f"{len(list(model.parameters()))} {type(model.head).__name__}.pt"  # lite0, lite1, lite2 differ in depth
+        kept = Path(f"{stem}, {type(model.head).__name__}.pt")
         if not kept.exists():
             FIT(model, loader, labels, torch.zeros_like(prior), accelerator, tick)
             torch.save(model.head.state_dict(), kept)
@@ -125,14 +123,14 @@ def train(job: tuple[Options, Path, str, int]) -> None:
     if options.folder(way, fold).exists():
         return
     torch.set_num_threads(1)
-    heads, knobs = options.out / f"heads of fold {fold}", dict(WAYS[way])
-    heads.mkdir(exist_ok=True)
+    knobs = dict(WAYS[way])
     main.SAM = knobs.pop("sam", SAM)
-    fitting.fit_head = head_kept(heads)
     record.EXPERIMENTS = options.out / "experiments.csv"
     config = Config(data=table, model="tf_efficientnet_lite0", image_size=options.size, epochs=options.epochs, batch=32, fold=fold,
                     workers=0, cache=1, quiet=True, out=Path(tempfile.mkdtemp(dir=options.out)))
-    main.train(dataclasses.replace(config, **knobs)).rename(options.folder(way, fold))
+    config = dataclasses.replace(config, **knobs)
+    fitting.fit_head = head_kept(f"{options.out}/head, {config.model}, fold {fold}")
+    main.train(config).rename(options.folder(way, fold))
 
 
 def answers(options: Options, *ways: str) -> pd.DataFrame:
@@ -142,7 +140,7 @@ def answers(options: Options, *ways: str) -> pd.DataFrame:
         tables, probs, labels = zip(*(record.read_answers(options.folder(way, fold) / "val.csv") for way in ways), strict=True)
         logs = [pd.read_csv(options.folder(way, fold) / "log.csv") for way in ways]
         mean = np.mean(probs, 0)
-        own = mean[np.arange(len(mean)), labels[0]]
+        own = mean[np.arange(len(mean)), labels[0]].clip(1e-7)
         right = (own == mean.max(1)).astype(float)
         minutes = sum(log.minutes.max() - log.minutes[log.epoch == 0].sum() for log in logs)
         found.append(pd.DataFrame({"label": tables[0].label, "fold": fold, "right": right, "loss": -np.log(own), "seconds": 60 * minutes}))
