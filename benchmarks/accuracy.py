@@ -1,4 +1,4 @@
-"""Accuracy beside peers, and time to accuracy: seconds until ours reaches what fastai's fine_tune has in the end.
+"""Accuracy beside peers, and time to accuracy: seconds until ours reaches what fastai's fine_tune has in the end, at its best rate.
 
     python -m benchmarks accuracy --data FOLDER     # class folders; an hour on two cores
 
@@ -6,6 +6,7 @@ All on our grouped split, with the same backbone, size, batch and number of epoc
 at the photos on; its accuracy on the way is of one view, as theirs, in the end of 8, as predict.py asks. Theirs: training alone.
 """
 
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from benchmarks.timing import Options, command, row
 
 MODEL, SIZE, BATCH, EPOCHS = "tf_efficientnet_lite0", 224, 32, 10
 NORM = {"mean": (0.5,) * 3, "std": (0.5,) * 3}  # what the backbone was trained with
-RATE = 2e-3  # of fastai's fine_tune, its default
+RATES = (2e-3, 6e-3)  # of fastai's fine_tune: its default, and three times as much
 
 
 def ours(options: Options, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, float, float]:
@@ -34,7 +35,7 @@ def ours(options: Options, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, float
     return log.assign(seconds=before + 60 * log.minutes), pd.read_csv(out / "photos.csv"), right.mean(), seconds
 
 
-def fastai(table: pd.DataFrame, epochs: int) -> float:
+def fastai(table: pd.DataFrame, epochs: int, rate: float) -> float:
     """fine_tune: one epoch of the head alone, then the rest."""
     from fastai.vision.all import (
         CategoryBlock,
@@ -56,7 +57,7 @@ def fastai(table: pd.DataFrame, epochs: int) -> float:
                        item_tfms=Resize(460), batch_tfms=[*aug_transforms(size=SIZE, min_scale=0.75), Normalize.from_stats(*NORM.values())])
     learner = vision_learner(photos.dataloaders(table, bs=BATCH), MODEL, pretrained=False, metrics=accuracy)
     learner.model[0].model.load_state_dict(build_model(MODEL, 9).backbone.state_dict(), strict=False)  # its own would come from the hub
-    learner.fine_tune(epochs - 1, RATE)
+    learner.fine_tune(epochs - 1, rate)
     return float(learner.validate()[1])
 
 
@@ -128,14 +129,17 @@ def measure(options: Options):
     with tempfile.TemporaryDirectory() as folder:
         log, table, kept, whole = ours(options, Path(folder) / "run")
     table = table[table.side.isin(["train", "val"])].assign(is_valid=lambda t: t.side == "val")
-    ways = {"logistic regression": logistic, "a timm loop, AdamW 5e-4": timm_loop, f"fastai's fine_tune, {RATE:g}": fastai}
+    ways = {"logistic regression": logistic, "a timm loop, AdamW 5e-4": timm_loop,
+            **{f"fastai's fine_tune, {rate:g}": functools.partial(fastai, rate=rate) for rate in RATES}}
+    found = []
     for name, way in ways.items():
         began = time.perf_counter()
         accuracy = way(table, 2 if options.small else EPOCHS)
-        seconds = time.perf_counter() - began
+        found.append((accuracy, time.perf_counter() - began))
         yield row(f"error: ours / {name}", [1 - kept], [1 - accuracy], "<= 0.5",
-                  f"accuracy {kept:.3f} in {whole:.0f} s against {accuracy:.3f} in {seconds:.0f} s")
-    there = log[log.val_accuracy >= accuracy]  # the last way is fastai's
+                  f"accuracy {kept:.3f} in {whole:.0f} s against {accuracy:.3f} in {found[-1][1]:.0f} s")
+    accuracy, seconds = max(found[-len(RATES):])
+    there = log[log.val_accuracy >= accuracy]
     if len(there):
         yield row("time to accuracy: ours / fastai", [there.seconds.iloc[0]], [seconds], "<= 0.25", f"{accuracy:.3f} in {seconds:.0f} s")
     else:

@@ -23,13 +23,13 @@ from model import build_model  # noqa: E402
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
 
 
-def save_random_model(path: Path, classes: list[str], notes: dict) -> None:
-    """A checkpoint of a random network whose answers differ from photo to photo."""
+def save_random_model(path: Path, classes: list[str], notes: dict, name: str = SMALL, weights: str = "none") -> None:
+    """A checkpoint of a random network, or a pretrained one with a random head, whose answers differ from photo to photo."""
     torch.manual_seed(0)
-    model = build_model(SMALL, len(classes), "none")
+    model = build_model(name, len(classes), weights)
     torch.nn.init.normal_(model.head.weight, std=30.0)
     checkpoint.save(path, {
-        "model": SMALL, "head": "linear", "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7, "known_limit": 0.4,
+        "model": name, "head": "linear", "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7, "known_limit": 0.4,
         "notes": notes, "config": Config().to_dict(), "weights": model.state_dict()})
 
 

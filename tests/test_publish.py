@@ -1,5 +1,6 @@
 """tools/publish.py and tools/quantize.py: a model that leaves its run folder answers as it did there."""
 
+import shutil
 import subprocess
 import sys
 
@@ -109,3 +110,11 @@ def test_eight_bits_keep_nearly_all_answers_and_what_the_file_says_of_itself(run
     assert (ours.argmax(1) == theirs.argmax(1)).mean() > 0.9
     assert np.abs(ours - theirs).max() > 1e-6  # it is another network
     assert "on 12 photos" in capsys.readouterr().out
+
+
+def test_eight_bits_spend_no_step_on_what_a_relu_cuts_off(run, drawn, tmp_path):
+    save_random_model(tmp_path / "best.pt", CLASSES, {}, "tf_efficientnet_lite0", "auto")
+    shutil.copy(run / "photos.csv", tmp_path)
+    plain, small = Predictor(export.export(tmp_path), tta=1), Predictor(quantize.quantize(tmp_path), tta=1)
+    paths = sorted(map(str, drawn.rglob("*.jpg")))
+    assert np.abs(plain.probs(paths)[0] - small.probs(paths)[0]).mean() < 0.05

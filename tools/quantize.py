@@ -22,6 +22,7 @@ from photos import PhotoError, read_photo
 from predict import Predictor
 
 CALIBRATE = 128  # training photos, drawn at random, whose ranges are taken
+LAYERS = ["Conv", "Clip", "Relu"]  # convolutions with the ReLU behind them: what it cuts off must not take up any of the 256 steps
 
 
 def quantize(run: Positional[Path]) -> Path:
@@ -38,7 +39,7 @@ def quantize(run: Positional[Path]) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         prepared, small = Path(folder) / "prepared.onnx", Path(folder) / "small.onnx"
         shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)  # it knows not all that the head does
-        quantize_static(prepared, small, Ranges(learnt[:CALIBRATE], plain.models[0]), per_channel=True, op_types_to_quantize=["Conv"])
+        quantize_static(prepared, small, Ranges(learnt[:CALIBRATE], plain.models[0]), per_channel=True, op_types_to_quantize=LAYERS)
         network = onnx.load(small)
     network.metadata_props.extend(onnx.load(source).metadata_props)
     with atomic_file(out) as file:
