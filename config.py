@@ -38,12 +38,13 @@ class Config:
     weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
     schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
-    progressive: float = 0.5  # share of the image size that training begins with, 128 pixels at least; its last third sees all; 1 = off
+    progressive: float = 1.0  # share of the image size that training begins with, 128 pixels at least; its last third sees all; 1 = off
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
+    freeze: float = 0.0  # share of the backbone's layers, from the photo on, that keep their pretrained weights; 0.5 halves a CPU's time
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
-    wise: bool = True  # keep the best place on the way from the head-first weights to the last epoch's (WiSE-FT); off = the best epoch
+    wise: bool = True  # places on the way from the head-first weights to the last epoch may be kept too (WiSE-FT); off = epochs alone
 
     # --- the loss ---
     smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
@@ -88,6 +89,7 @@ class Config:
             ("warmup", 0 <= self.warmup < 1, "it is a share of training: use 0 (none) to 0.5"),
             ("clip", self.clip >= 0, "a norm is never negative: use 0 for no clipping"),
             ("layer_decay", 0 < self.layer_decay <= 1, "it is a share of the next layer's rate: use 1 (all the same) down to 0.7"),
+            ("freeze", 0 <= self.freeze <= 1, "it is a share of the layers: use 0 (all learn) to 1 (the head alone learns)"),
             ("ema", 0 <= self.ema < 1, "1 would never follow the weights: use 0 (off) to 0.9999"),
             ("smoothing", 0 <= self.smoothing < 1, "it is a share of the target: use 0 (off) to 0.2"),
             ("focal", self.focal >= 0, "use 0 (off) to 5; the paper's is 2"),

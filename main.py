@@ -30,7 +30,7 @@ from cache import PhotoCache
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from loss import Loss
-from model import CosineHead, ModelError, blend, build_model, native_size, parameter_groups
+from model import CosineHead, ModelError, blend, build_model, freeze, native_size, parameter_groups
 from photos import read_photo
 from prepare import announce_time, draw_a_batch, look_at_photos, make_accelerator, rehearse, resumed
 from sam import SAM
@@ -90,6 +90,8 @@ def train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     head = "cosine" if config.arcface else "linear"
     model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
+    if config.weights != "none":  # random weights must all learn
+        freeze(model, config.freeze)
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
     ema = engine.make_ema(model, config.ema) if config.ema else None
@@ -204,9 +206,10 @@ def train(config: Config) -> Path:
         say("val loss on the way from the head alone to the last epoch: "
             + ", ".join(f"at {share:.0%} {loss:.3f}" for share, loss in losses.items()))
         share = min(losses, key=losses.get)
-        winner["weights"] = blend(start, end, share)
-        end_name = f"epoch {config.epochs}"
-        chosen = {0: "the head alone", 1: end_name}.get(share, f"{share:.0%} of the way from the head alone to {end_name}")
+        if losses[share] <= best(history)["val_loss"]:
+            winner["weights"] = blend(start, end, share)
+            end_name = f"epoch {config.epochs}"
+            chosen = {0: "the head alone", 1: end_name}.get(share, f"{share:.0%} of the way from the head alone to {end_name}")
     judged.load_state_dict(winner["weights"])
     answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:

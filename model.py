@@ -11,6 +11,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
@@ -95,6 +96,15 @@ def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float,
     schedules heed."""
     return [*param_groups_layer_decay(model.backbone, weight_decay, layer_decay=layer_decay),
             *({**group, "lr_scale": head_lr} for group in param_groups_weight_decay(model.head, weight_decay))]
+
+
+def freeze(model: Classifier, share: float) -> None:
+    """The first `share` of the backbone's layers learn no more. They see the photo at its largest, so that most of a step's time
+    is their gradients'."""
+    layers = group_parameters(model.backbone, model.backbone.group_matcher(), reverse=True)  # parameter: its layer, counted from 0
+    frozen = share * (1 + max(layers.values()))
+    for name, parameter in model.backbone.named_parameters():
+        parameter.requires_grad_(layers[name] >= frozen)
 
 
 def blend(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:

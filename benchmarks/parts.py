@@ -31,6 +31,20 @@ def compiled(photos: int):
     return ours(photos, keep_batchnorm=True)
 
 
+def half_learn(photos: int):
+    """The first half of the layers frozen."""
+    import model
+    build = model.build_model
+
+    def half_frozen(*rest):
+        network = build(*rest)
+        model.freeze(network, 0.5)
+        return network
+
+    model.build_model = half_frozen
+    return ours(photos, keep_batchnorm=True)
+
+
 def averaging(foreach: bool):
     """A step of the moving average of the weights."""
     import engine
@@ -47,6 +61,8 @@ def measure(options: Options):
     times = in_turn({"ours": Apart(ours, photos, True), **{name: Apart(way, photos) for name, way in ways.items()}}, options.repeat)
     for name in ways:
         yield row(f"step: {name} / ours", times[name], times["ours"], ">= 1.0")
+    times = in_turn({"all": Apart(ours, photos, True), "half": Apart(half_learn, photos)}, options.repeat)
+    yield row("step: no layer frozen / the first half frozen", times["all"], times["half"], ">= 1.0")
     times = in_turn({foreach: averaging(foreach) for foreach in (True, False)}, options.repeat)
     yield row("moving average: by a loop / foreach", times[False], times[True], ">= 1.0")
 

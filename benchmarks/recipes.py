@@ -70,7 +70,7 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "lite2": {"model": "tf_efficientnet_lite2"},
     "crop and mirror alone": {"augment": 0.0},
     "augmentation twice as often": {"augment": 1.0},
-    "full size from the start": {"progressive": 1.0},  # tells only above 128 pixels
+    "progressive from half size": {"progressive": 0.5},  # tells only above 128 pixels
     "SAM on every step of the last quarter": {"sam_every": 1},
     "ASAM 0.5": {"asam": True, "rho": 0.5},
     "momentum-SAM 0.3 in the last quarter": {"sam": MomentumSAM, "rho": 0.3, "sam_every": 1},
@@ -79,6 +79,9 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "step": {"schedule": "step"},
     "restarts": {"schedule": "restarts"},
     "all layers at the same rate": {"layer_decay": 1.0},
+    "a quarter of the layers frozen": {"freeze": 0.25},
+    "half of the layers frozen": {"freeze": 0.5},
+    "three quarters of the layers frozen": {"freeze": 0.75},
     "twice the rate": {"lr": 0.016},
     "half the rate": {"lr": 0.004},
     "mixup 0.4": {"mixup": 0.4},

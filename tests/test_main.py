@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 import timm
@@ -328,6 +329,15 @@ def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkey
     assert log.val_loss.iloc[-1] < log.val_loss.iloc[0]  # training improves on the head alone
 
 
+def test_frozen_layers_end_as_they_were_pretrained(small_config, tmp_path):
+    before = timm.create_model(SMALL, num_classes=0).state_dict()
+    torch.save(before, tmp_path / "backbone.pth")
+    run = main.train(dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), freeze=0.5, epochs=1, lr=1e-3))
+    after = checkpoint.load(run / "last.pt")["learner"]
+    same = {name: torch.equal(before[name], after[f"backbone.{name}"]) for name in ("conv_stem.weight", "conv_head.weight")}
+    assert same == {"conv_stem.weight": True, "conv_head.weight": False}
+
+
 def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_did_not_see_it(small_config, drawn, capsys, monkeypatch):
     config = dataclasses.replace(small_config, fold=-1, folds=3, epochs=1)
     calls = iter(range(100))
@@ -348,16 +358,18 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
 
 
 @pytest.mark.parametrize(("share", "said"), [
-    (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1")])
+    (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1"), (None, "epoch ")])
 def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(small_config, capsys, monkeypatch, share, said):
     seen, on_the_way = {}, main.fitting.on_the_way
 
-    def all_wrong_elsewhere(*arguments):
+    def right_there_alone(*arguments):
+        table = main.record.read_table(small_config.out / "photos.csv")
+        truth = np.eye(9)[pd.factorize(table.label[table.side == "val"], sort=True)[0]]
         for place, probs in on_the_way(*arguments):
             seen[place] = probs
-            yield place, probs if place == share else 0 * probs
+            yield place, (0.9 if place == share else 0.0) * truth
 
-    monkeypatch.setattr(main.fitting, "on_the_way", all_wrong_elsewhere)
+    monkeypatch.setattr(main.fitting, "on_the_way", right_there_alone)
     run = main.train(dataclasses.replace(small_config, epochs=1, ema=0))
     printed = capsys.readouterr().out
     assert tuple(seen) == main.fitting.SHARES
@@ -365,12 +377,16 @@ def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(smal
     labels = answers.label.map(list(answers.columns[2:]).index).to_numpy()
     losses = {place: main.metrics.log_loss(probs, labels) for place, probs in seen.items()}
     assert [losses[0], losses[1]] == pytest.approx(log.val_loss.tolist(), rel=1e-5)
-    assert f"at {share:.0%} {losses[share]:.3f}" in printed
-    assert f"best: {said};" in printed
     start, end, kept = (checkpoint.load(run / name)["weights"] for name in ("head.pt", "last.pt", "best.pt"))
+    if share is None:  # an epoch was better than all places
+        share = log.val_loss.argmin()
+        said += str(share)
+    else:
+        assert f"at {share:.0%} 0.105" in printed  # -log 0.9
+    assert f"best: {said};" in printed
     for name in start:
         if start[name].is_floating_point() and not name.startswith("known."):  # that is fitted afterwards
-            torch.testing.assert_close(kept[name], torch.lerp(start[name], end[name], share))
+            torch.testing.assert_close(kept[name], torch.lerp(start[name], end[name], float(share)))
 
 
 def test_the_head_begins_with_the_classes_shares_taken_out(small_config, monkeypatch):
@@ -402,7 +418,8 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
         spy(owner, name)
     monkeypatch.setattr(main.engine, "be_deterministic", lambda: seen.__setitem__("be_deterministic", ()))  # it would hold for all tests
 
-    def reached(_, loader, *__, **more):
+    def reached(model, loader, *_, **more):
+        seen["backbone"] = model.backbone
         seen["train_one_epoch"], seen["turned"] = more, loader.dataset.transform.pipeline.transforms[3].p
         raise Reached
 
@@ -410,11 +427,12 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     with pytest.raises(Reached):
         main.train(dataclasses.replace(
             small_config, weight_decay=0.01, layer_decay=0.7, head_lr=0.5, smoothing=0.1, focal=2.0, balance="weights", arcface=0.3,
-            schedule="step", warmup=0.25, progressive=0.6, augment=0.3, ema=0.5, deterministic=True, mixup=0.4, clip=3.0))
+            schedule="step", warmup=0.25, progressive=0.6, freeze=0.5, augment=0.3, ema=0.5, deterministic=True, mixup=0.4, clip=3.0))
     assert seen["parameter_groups"][1:] == (0.01, 0.7, 0.5)
     assert seen["Loss"][1:] == (0.1, 2.0, "weights", 0.3, 30.0)
     assert (seen["make_schedule"][0], seen["make_schedule"][3]) == ("step", 0.25)
     assert seen["make_ema"][1] == 0.5
+    assert seen["backbone"].conv_stem.weight.requires_grad  # random weights must all learn
     assert seen["make_sizes"][0] == 0.6
     assert seen["turned"] == 0.3
     assert seen["train_one_epoch"]["shown"].__qualname__.startswith("make_sizes")

@@ -11,7 +11,7 @@ import torch
 from conftest import ROOT, SMALL
 from safetensors.torch import save_file
 
-from model import WHEELS, CosineHead, ModelError, blend, build_model, native_size, parameter_groups
+from model import WHEELS, CosineHead, ModelError, blend, build_model, freeze, native_size, parameter_groups
 
 
 def test_normalisation_is_inside():
@@ -98,6 +98,20 @@ def test_layers_learn_at_falling_rates_towards_the_photo_and_each_weight_once():
     assert scale[id(model.backbone.conv_stem.weight)] == blocks[0] / 2
     assert decay[id(model.head.weight)] == 0.1
     assert decay[id(model.head.bias)] == decay[id(model.backbone.bn1.weight)] == 0
+
+
+def test_frozen_layers_are_the_first_and_the_others_learn():
+    model = build_model("tf_efficientnet_lite0", 3, "none")  # a stem and 16 blocks, the last of which counts with what follows it
+    learns = {}
+    for share in (0, 1, 0.5):
+        freeze(model, share)
+        learns[share] = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learns[0] == dict(model.named_parameters()).keys()
+    assert learns[1] == {"head.weight", "head.bias"}
+    frozen = learns[0] - learns[0.5]
+    assert {name.split(".")[1] for name in frozen} == {"conv_stem", "bn1", "blocks"}
+    assert {name[16:19] for name in frozen if "blocks" in name} == {"0.0", "1.0", "1.1", "2.0", "2.1", "3.0", "3.1", "3.2"}  # 8.5 of 17
+    assert sum(len(group["params"]) for group in parameter_groups(model, 0.1, 0.9, 0.1)) == len(learns[0.5])
 
 
 def test_a_cosine_head_gives_scaled_cosines():

@@ -23,7 +23,7 @@ from config import Config
 from console import Bar
 from dataset import Batches, Photos, make_loader
 from loss import Loss
-from model import CosineHead, build_model, native_size, parameter_groups
+from model import CosineHead, build_model, freeze, native_size, parameter_groups
 from prepare import make_accelerator
 from sam import SAM
 from transforms import RandomViews
@@ -61,6 +61,8 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
+    if config.weights != "none":
+        freeze(model, config.freeze)
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
     counts = labels.bincount(minlength=len(classes))
