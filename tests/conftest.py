@@ -20,6 +20,7 @@ from config import Config  # noqa: E402
 from data.draw import draw_dataset  # noqa: E402
 from model import build_model  # noqa: E402
 
+REAL = ROOT.parent / "shared" / "data"  # real photos, in some checkouts
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
 
 

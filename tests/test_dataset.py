@@ -1,3 +1,4 @@
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -5,16 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT
+from conftest import REAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cache import PhotoCache
 from dataset import Batches, DataError, Photos, describe, find_trouble, load_table, make_loader, read_csv, split
 from transforms import RandomViews
 from views import FixedViews
-
-REAL = ROOT.parent / "shared" / "data"
 
 
 def make_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
@@ -212,6 +212,20 @@ def test_a_photo_that_vanishes_is_left_out_of_its_batch(tmp_path):
 
 
 # --- real photos, where this checkout has them ---
+
+def test_workers_need_no_fork(drawn, tmp_path):
+    """As on Windows and macOS: a worker begins as a new Python, and gets what it needs pickled."""
+    paths, usual = sorted(map(str, drawn.rglob("*.jpg")))[::12], multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        photos = Photos(paths, RandomViews(64, 1), 0, 96, PhotoCache(tmp_path / ".decoded", 10**8).read)
+        loaders = [make_loader(photos, Batches(9, 9, seed=0), workers) for workers in (1, 0)]
+        (ours, our_index, _), (theirs, their_index, _) = (next(iter(loader)) for loader in loaders)
+    finally:
+        multiprocessing.set_start_method(usual, force=True)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert our_index.tolist() == their_index.tolist()
+
 
 @pytest.mark.parametrize("name", [d.name for d in sorted(REAL.glob("*")) if d.is_dir()] or [None])
 def test_real_photos_are_all_read_and_no_find_is_torn(name, drawn):

@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import ROOT, save_random_model
+from conftest import REAL, ROOT, save_random_model
 
 import predict
 from checkpoint import CheckpointError
+from photos import is_photo
 from predict import Predictor, newest_checkpoint
 from tools import export
 
@@ -43,6 +44,15 @@ def test_the_exported_model_agrees_with_the_checkpoint(run, paths, tta):
     assert (ours.argmax(1) == theirs.argmax(1)).all()
     assert ours.std(0).max() > 0.01  # it is no constant
     assert list(Predictor(run / "best.onnx")(paths[0])) == list(Predictor(run / "best.pt")(paths[0]))
+
+
+def test_all_photos_of_a_real_set_get_the_same_labels(run, drawn):
+    photos = sorted(str(path) for path in (REAL / "fungi9" if (REAL / "fungi9").is_dir() else drawn).rglob("*") if is_photo(path))
+    ours, theirs = (Predictor(run / f"best.{kind}", tta=1).probs(photos)[0] for kind in ("onnx", "pt"))
+    assert len(photos) >= 108
+    assert len(set(theirs.argmax(1))) > 1
+    assert (ours.argmax(1) == theirs.argmax(1)).all()
+    assert np.abs(ours - theirs).max() < 1e-3
 
 
 def test_both_kinds_are_averaged_together(run, paths):
