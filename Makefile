@@ -23,7 +23,8 @@ test: $(VENV)/.dev
 
 browser: $(VENV)/.dev
 	$(PY) -m pip install --quiet playwright
-	$(PY) tests/browser_page.py
+	mkdir -p runs
+	$(PY) -m pytest tests/browser_page.py --basetemp=runs/browser
 
 bench: $(VENV)/.bench
 	test -d $(DATA) || $(PY) data/draw.py --out $(DATA) --per-class 25

@@ -1,12 +1,10 @@
 """tools/app.py in a real Chromium: `make browser`. Not among `make test`'s, as not every machine has a browser.
 
 A desk and a phone at once, in two languages: upload, answer, a bad file, nothing asked of the net. Leaves desk.png and phone.png
-in the folder given, to be looked at.
+below runs/browser, to be looked at.
 """
 
 import shutil
-import sys
-from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -56,7 +54,3 @@ def test_two_people_ask_at_once_and_a_bad_file_is_named(url, browser, drawn, tmp
     for page, name in ((desk, "desk"), (phone, "phone")):
         page.wait_for_timeout(2000)
         page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
-
-
-if __name__ == "__main__":
-    sys.exit(pytest.main([__file__, f"--basetemp={Path('runs') / 'browser'}"]))
