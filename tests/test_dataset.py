@@ -211,8 +211,6 @@ def test_a_photo_that_vanishes_is_left_out_of_its_batch(tmp_path):
     assert list(errors) == [1]
 
 
-# --- real photos, where this checkout has them ---
-
 def test_workers_need_no_fork(drawn, tmp_path):
     """As on Windows and macOS: a worker begins as a new Python, and gets what it needs pickled."""
     paths, usual = sorted(map(str, drawn.rglob("*.jpg")))[::12], multiprocessing.get_start_method()
@@ -226,6 +224,8 @@ def test_workers_need_no_fork(drawn, tmp_path):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert our_index.tolist() == their_index.tolist()
 
+
+# --- real photos, where this checkout has them ---
 
 @pytest.mark.parametrize("name", [d.name for d in sorted(REAL.glob("*")) if d.is_dir()] or [None])
 def test_real_photos_are_all_read_and_no_find_is_torn(name, drawn):
