@@ -5,6 +5,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
+from conftest import SMALL
 
 from tools import find_lr
 
@@ -30,6 +33,14 @@ def test_the_rate_climbs_over_more_than_an_epoch_and_is_drawn(small_config, tmp_
     rates, losses = find_lr.find_lr(config, steps=7)
     np.testing.assert_allclose(rates, np.geomspace(1e-5, 1, 7)[:len(rates)])
     assert 4 <= len(losses) <= 7
+
+
+def test_the_rate_is_found_for_the_layers_that_learn(small_config, tmp_path, monkeypatch):
+    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")
+    built, build = [], find_lr.build_model
+    monkeypatch.setattr(find_lr, "build_model", lambda *given: built.append(build(*given)) or built[0])
+    find_lr.find_lr(dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), freeze=0.5, head_first=False), steps=2)
+    assert [built[0].backbone.conv_stem.weight.requires_grad, built[0].backbone.conv_head.weight.requires_grad] == [False, True]
 
 
 def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
