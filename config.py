@@ -90,6 +90,7 @@ class Config:
             ("clip", self.clip >= 0, "a norm is never negative: use 0 for no clipping"),
             ("layer_decay", 0 < self.layer_decay <= 1, "it is a share of the next layer's rate: use 1 (all the same) down to 0.7"),
             ("freeze", 0 <= self.freeze <= 1, "it is a share of the layers: use 0 (all learn) to 1 (the head alone learns)"),
+            ("freeze", self.freeze == 0 or self.weights != "none", "--weights none has nothing to keep, all layers must learn: use 0"),
             ("ema", 0 <= self.ema < 1, "1 would never follow the weights: use 0 (off) to 0.9999"),
             ("smoothing", 0 <= self.smoothing < 1, "it is a share of the target: use 0 (off) to 0.2"),
             ("focal", self.focal >= 0, "use 0 (off) to 5; the paper's is 2"),

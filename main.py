@@ -90,8 +90,7 @@ def train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     head = "cosine" if config.arcface else "linear"
     model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
-    if config.weights != "none":  # random weights must all learn
-        freeze(model, config.freeze)
+    freeze(model, config.freeze)
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
     ema = engine.make_ema(model, config.ema) if config.ema else None

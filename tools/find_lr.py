@@ -61,8 +61,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
-    if config.weights != "none":
-        freeze(model, config.freeze)
+    freeze(model, config.freeze)
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
     counts = labels.bincount(minlength=len(classes))
