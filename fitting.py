@@ -95,12 +95,11 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
     known, device = model.known, accelerator.device
-    sums = torch.zeros(len(known.means), known.means.shape[1] + 1, dtype=torch.float64, device=device)  # of features, and photos
+    sums = torch.zeros(len(known.means), known.means.shape[1] + 1, dtype=torch.float64)  # of features, and photos; mps has no float64
     for features, index in each_features(model, train_loader, accelerator, tick):
-        own = train_labels[index].to(device)
-        sums.index_add_(0, own, torch.cat([features, torch.ones_like(features[:, :1])], 1).double())
-    sums = accelerator.reduce(sums)
-    known.means.copy_(sums[:, :-1] / sums[:, -1:])
+        sums.index_add_(0, train_labels[index], torch.cat([features, torch.ones_like(features[:, :1])], 1).cpu().double())
+    sums = sum(gather_object([sums]))
+    known.means.copy_(sums[:, :-1] / sums[:, -1:].clamp(min=1))            # a class whose photos are all gone is near to nothing
 
     found = []
     for features, index in each_features(model, val_loader, accelerator, tick):

@@ -65,6 +65,16 @@ def test_the_limit_calls_one_photo_in_twenty_unknown(learnt, accelerator):
     np.testing.assert_allclose(answers, probs, atol=1e-4)  # what was judged is what will be answered
 
 
+def test_a_class_whose_photos_are_all_gone_by_the_end_has_no_mean_and_breaks_no_score(learnt, accelerator, tmp_path):
+    model, loader, *_ = learnt
+    model = copy.deepcopy(model)
+    paths = [tmp_path / "gone.jpg"] * 12 + loader.dataset.paths[12:]
+    torn = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(60, 16), 0)
+    fitting.learn_trust(model, torn, torch.arange(60) // 12, loader, torch.arange(60) // 12, accelerator)
+    assert (model.known.means[0] == 0).all()
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+
 def test_what_is_known_travels_with_the_weights_and_through_views(learnt, accelerator):
     model, loader, *_ = learnt
     other = build_model(SMALL, 5, "none")
