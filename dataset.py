@@ -88,13 +88,15 @@ def _components(nodes: int, edges: np.ndarray) -> np.ndarray:
 
 
 def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame:
-    """Fills the column side: "val" for the photos of one fold, "train" for the rest; "" for those that cannot be read.
+    """Fills the column side: "val" for the photos of one fold, "train" for the rest; "" for those that cannot be read, or are set aside.
 
     Stratified by label, and a cluster (from find_trouble) never stands on both sides. Where folders say which photos
-    validate, they do. Raises DataError if a class has no photo to learn from.
+    validate or test, they do, and what is of one cluster with them is set aside. Raises DataError if a class has no photo to learn from.
     """
     side = table.side.where(table.error == "", "")
-    free = (table.error == "") & ((side == "") | (side == "train"))
+    judges = side.map(("", *SIDES).index)                                   # the later, the less it may be known
+    side = side.where(judges == judges.groupby(table.cluster).transform("max"), "")
+    free = (table.error == "") & ((side == "train") | (table.side == ""))
     if not (side == "val").any():
         if free.any() and table.label[free].value_counts().max() < folds:
             raise DataError(f"no class has {folds} photos, so they cannot be cut into {folds} folds: add photos, or lower --folds.")
@@ -105,7 +107,7 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
         side[free] = np.where(_folds(table[free], folds, seed) == fold, "val", "train")
     missing = sorted(set(table.label) - set(table.label[side == "train"]))
     if missing:
-        raise DataError(f"no readable photo to train on for: {', '.join(missing)}. "
+        raise DataError(f"no photo to train on for: {', '.join(missing)} (one that cannot be read, or is like one that judges, is none). "
                         "Add photos of it, remove the class, or take another --fold.")
     return table.assign(side=side)
 
@@ -142,6 +144,9 @@ def describe(table: pd.DataFrame) -> str:
     if len(torn):
         example = torn[torn.twin == torn.twin.iloc[0]].drop_duplicates("label").path.tolist()
         lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {shown(example[0])} and {shown(example[1])}")
+    aside = read[read.side == ""]
+    if len(aside):
+        lines.append(f"{len(aside)} photos set aside, as they are like some that validate or test, e.g. {shown(aside.path.iloc[0])}")
     lines += [f"left out, cannot be read: {shown(row.path)}: {row.error}" for row in table[table.error != ""].itertuples()]
     return "\n".join(lines)
 

@@ -113,6 +113,23 @@ def test_near_duplicates_stay_together_and_are_told(tmp_path):
     assert "same.jpg" in text
 
 
+def test_what_is_like_a_photo_that_judges_is_set_aside(tmp_path):
+    for side, photos in (("train", 12), ("test", 2)):
+        make_photos(tmp_path / side, {"a": photos, "b": photos}, seed=photos)
+    shutil.copy(tmp_path / "test" / "b" / "0.jpg", tmp_path / "train" / "b" / "twin.jpg")
+    for inside in ((), ("a", "b")):                                         # val is cut from train/, then given as a folder
+        for label in inside:
+            (tmp_path / "val" / label).mkdir(parents=True)
+            shutil.copy(tmp_path / "train" / label / "1.jpg", tmp_path / "val" / label)
+        for fold in range(3):
+            table = ready(tmp_path, fold, folds=3)
+            assert (table[table.side != ""].groupby("cluster").side.nunique() == 1).all()
+            aside = {str(Path(path).relative_to(tmp_path)) for path in table.path[table.side == ""]}
+            assert aside == {"train/b/twin.jpg"} | {f"train/{label}/1.jpg" for label in inside}
+            assert set(table.side) == {"", "train", "val", "test"}
+            assert f"{len(aside)} photos set aside, as they are like some that validate or test, e.g." in describe(table)
+
+
 def test_an_unreadable_photo_is_named_and_left_out(tmp_path):
     make_photos(tmp_path, {"a": 6, "b": 6})
     (tmp_path / "a" / "broken.jpg").write_bytes(b"not a photo")
@@ -149,7 +166,7 @@ def test_a_class_of_one_photo_and_too_few_photos(tmp_path):
             results.append(ready(tmp_path, fold).label[lambda s: s == "b"].tolist())
         except DataError as error:
             results.append(str(error))
-    assert sum("no readable photo to train on for: b" in str(r) for r in results) == 1
+    assert sum("no photo to train on for: b" in str(r) for r in results) == 1
     with pytest.raises(DataError, match="cannot be cut into 20 folds"):
         ready(tmp_path, folds=20)
 
