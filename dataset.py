@@ -91,7 +91,8 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
     """Fills the column side: "val" for the photos of one fold, "train" for the rest; "" for those that cannot be read, or are set aside.
 
     Stratified by label, and a cluster (from find_trouble) never stands on both sides. Where folders say which photos
-    validate or test, they do, and what is of one cluster with them is set aside. Raises DataError if a class has no photo to learn from.
+    validate or test, they do, and what is of one cluster with them is set aside. A class that would have nothing to learn from, as its
+    photos are one find, say, validates nothing instead. Raises DataError if a class has no photo, or none is left to validate.
     """
     side = table.side.where(table.error == "", "")
     judges = side.map(("", *SIDES).index)                                   # the later, the less it may be known
@@ -105,10 +106,14 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
                             f"into {folds} folds: add photos, or lower --folds.")
         side = side.where(~free, "train")
         side[free] = np.where(_folds(table[free], folds, seed) == fold, "val", "train")
+        unlearnt = free & ~table.label.isin(table.label[side == "train"])
+        side[free & table.cluster.isin(table.cluster[unlearnt])] = "train"
+        if not (side == "val").any():
+            raise DataError("no photo is left to validate, as each class has one find or one photo: add photos, or take another --fold.")
     missing = sorted(set(table.label) - set(table.label[side == "train"]))
     if missing:
         raise DataError(f"no photo to train on for: {', '.join(missing)} (one that cannot be read, or is like one that judges, is none). "
-                        "Add photos of it, remove the class, or take another --fold.")
+                        "Add photos of it, or remove the class.")
     return table.assign(side=side)
 
 
@@ -144,6 +149,9 @@ def describe(table: pd.DataFrame) -> str:
     if len(torn):
         example = torn[torn.twin == torn.twin.iloc[0]].drop_duplicates("label").path.tolist()
         lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {shown(example[0])} and {shown(example[1])}")
+    unjudged = sorted(set(read.label) - set(read.label[read.side == "val"]))
+    if unjudged:
+        lines.append(f"no photo validates {', '.join(unjudged)}: too few, or of one find")
     aside = read[read.side == ""]
     if len(aside):
         lines.append(f"{len(aside)} photos set aside, as they are like some that validate or test, e.g. {shown(aside.path.iloc[0])}")
