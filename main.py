@@ -245,12 +245,20 @@ def train_each_fold(config: Config) -> Path:
     The same command with the same --out goes on where it was stopped.
     """
     accelerator, _ = make_accelerator()
+    if (engine.from_main(lambda: dataset.load_table(config.data), accelerator).side == "val").any():
+        raise dataset.DataError(f"--fold -1: {config.data}/val says which photos validate, the same in each fold. "
+                                "Take --fold 0, or move them to train/.")
     run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
         record.check_settings(own.out, own.to_dict())
         if not (own.out / "val.csv").exists():
-            train(Config(resume=own.out) if (own.out / "last.pt").exists() else own)
+            begun = (own.out / "last.pt").exists()
+            try:
+                train(Config(resume=own.out, workers=config.workers, quiet=config.quiet) if begun else own)
+            except SystemExit:
+                accelerator.on_main_process(print)(f"and with the other folds by the same command as before, with --out {run}")
+                raise
     accelerator.wait_for_everyone()  # the last val.csv is written by one
     answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]
     if accelerator.is_main_process:

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from checkpoint import atomic_file
 
 EXPERIMENTS = Path("runs/experiments.csv")
+NO_RESULT = ("out", "resume", "workers", "quiet", "track")  # knobs that say where and how a run goes, not what comes of it
 LOCK_PATIENCE = 15  # seconds; workers notice after 5 that their run was killed
 
 
@@ -62,7 +63,7 @@ def check_settings(folder: Path, config: dict) -> None:
     """Raises RunError if `folder` holds a run of other settings than `config`."""
     if (folder / "config.json").exists():
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-        other = sorted(k for k in config if found.get(k) != config[k] and k not in ("resume", "workers"))
+        other = sorted(k for k in config if found.get(k) != config[k] and k not in NO_RESULT)
         if other:
             raise RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another --out.")
 
@@ -98,7 +99,7 @@ def has_experiment(run: Path) -> bool:
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:
     """One row: when, where, the settings that differ from the defaults, the best epoch's scores, minutes of training."""
-    settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in ("out", "quiet", "track"))
+    settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in NO_RESULT)
     row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
     EXPERIMENTS.parent.mkdir(exist_ok=True)
     before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []

@@ -345,16 +345,28 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
         patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= 7)  # in the second fold
         with pytest.raises(SystemExit):
             main.train_each_fold(config)
-    run = main.train_each_fold(config)  # goes on
+    assert f"by the same command as before, with --out {config.out}" in capsys.readouterr().out
+    run = main.train_each_fold(dataclasses.replace(config, quiet=True))  # goes on
+    assert "epoch 1/1" not in capsys.readouterr().out
+    assert "resume" not in record.read_table(record.EXPERIMENTS).settings.iloc[-2]
     oof = pd.read_csv(run / "oof.csv")
     assert sorted(oof.image) == sorted(map(str, drawn.rglob("*.jpg")))
     assert oof.drop(columns=["image", "label", "fold"]).sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-4)
     for fold, own in oof.groupby("fold"):
         photos = pd.read_csv(run / f"fold{fold}" / "photos.csv")
         assert set(own.image) == set(photos.path[photos.side == "val"])
+    main.train_each_fold(config)  # all is there
     assert "accuracy of 3 folds:" in capsys.readouterr().out
     with pytest.raises(RunError, match="another lr"):
         main.train_each_fold(dataclasses.replace(config, lr=0.5))
+
+
+def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):
+    for side in ("train", "val"):
+        shutil.copytree(drawn, tmp_path / "photos" / side)
+    with pytest.raises(DataError, match="--fold -1: .*/val says which photos validate"):
+        main.train_each_fold(dataclasses.replace(small_config, data=tmp_path / "photos", fold=-1))
+    assert not small_config.out.exists()
 
 
 @pytest.mark.parametrize(("share", "said"), [
