@@ -24,14 +24,19 @@ class ExplainError(ValueError):
 
 
 class Explainer:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the backbone's last stage. path: a best.pt."""
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the backbone's last stage. path: a best.pt, or its export beside it."""
 
     def __init__(self, path: str | Path):
         try:
             from pytorch_grad_cam import GradCAM
         except ImportError as error:
             raise ExplainError("heat maps need the package grad-cam: pip install -r requirements-extra.txt") from error
-        self.model, saved = load_model(Path(path))
+        weights = Path(path)
+        if weights.suffix == ".onnx":  # it has no gradients: what it was made from has
+            weights = weights.with_name(weights.name.split(".")[0] + ".pt")
+            if not weights.is_file():
+                raise ExplainError(f"{path}: heat maps need {weights.name}, which is not beside it. Pass a best.pt by --checkpoint.")
+        self.model, saved = load_model(weights)
         self.size, self.crop, self.name = saved["image_size"], saved["crop"], saved["model"]
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         stage = self.model.backbone.get_submodule(self.model.backbone.feature_info[-1]["module"])
@@ -40,7 +45,7 @@ class Explainer:
     def _picture(self, activations: torch.Tensor) -> torch.Tensor:
         if activations.ndim != 4:
             raise ExplainError(f"{self.name}: no heat map, its last stage is not a picture but tokens. Take a convolutional --model.")
-        return activations
+        return activations.permute(0, 3, 1, 2) if getattr(self.model.backbone, "output_fmt", "NCHW") == "NHWC" else activations
 
     def __call__(self, photo: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """photo uint8 (H, W, 3), class k → what the model saw, uint8 (S, S, 3), and what spoke for k there, float (S, S) in 0..1."""

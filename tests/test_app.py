@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from explain import ExplainError
 from predict import Predictor
 from tools.app import MOST, WORDS, App
 
@@ -35,6 +36,16 @@ def test_what_is_unsure_or_deadly_is_said_in_the_reader_s_language(app, drawn, m
     assert WORDS["中文"]["unknown"] not in words
     assert next(iter(answer)) == "Amanita 鹅膏菌属"
     assert "95%的可能属于含有致命种类的属：Amanita 鹅膏菌属" in words  # and four other deadly genera share the rest
+
+
+def test_a_model_without_heat_maps_answers_all_the_same(app, drawn, monkeypatch):
+    def none(photo, k):
+        raise ExplainError("tokens")
+
+    monkeypatch.setattr(app, "explainer", none)
+    answer, _, pictures = app.answer([str(drawn / "Amanita" / "amanita_0001.jpg")], "English")
+    assert len(answer) == 9
+    assert pictures == []
 
 
 def test_no_photo_and_too_many_are_told(app):

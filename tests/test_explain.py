@@ -36,6 +36,23 @@ def test_the_heat_map_is_grad_cam_by_its_formula(tmp_path, rng):
     assert heat.max() == pytest.approx(1, abs=1e-3)
 
 
+def test_a_backbone_with_channels_last_in_name_too_is_turned(tmp_path, rng):
+    explain, seen = Explainer(saved(tmp_path / "m.pt", "test_mambaout", 160)), []
+    picture = explain.cam.activations_and_grads.reshape_transform
+    explain.cam.activations_and_grads.reshape_transform = lambda maps: seen.append(picture(maps)) or seen[-1]
+    explain(rng.integers(0, 256, (160, 160, 3), np.uint8), 0)
+    assert {tuple(maps.shape) for maps in seen} == {(1, 64, 5, 5)}
+
+
+def test_an_export_is_explained_by_what_it_was_made_from(tmp_path, rng):
+    saved(tmp_path / "best.pt", "test_resnet", 96)
+    photo = rng.integers(0, 256, (96, 96, 3), np.uint8)
+    for export in ("best.onnx", "best.int8.onnx"):
+        np.testing.assert_array_equal(Explainer(tmp_path / export)(photo, 1)[1], Explainer(tmp_path / "best.pt")(photo, 1)[1])
+    with pytest.raises(ExplainError, match=r"other.onnx: heat maps need other.pt, which is not beside it"):
+        Explainer(tmp_path / "other.onnx")
+
+
 def test_tokens_are_no_picture(tmp_path, rng):
     explain = Explainer(saved(tmp_path / "m.pt", "test_vit", 160))
     with pytest.raises(ExplainError, match="not a picture but tokens"):

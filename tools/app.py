@@ -35,7 +35,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tuple[Path, ...] = ()  # one or many best.pt, averaged; none = that of the newest run under runs/
+    checkpoint: tuple[Path, ...] = ()  # one or many best.pt or .onnx, averaged; none = the newest under runs/
     host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = all who can reach it
     port: int = 7860  # 0 = any that is free
 
@@ -66,8 +66,11 @@ class App:
         share = float(trust.deadly_share(mean[None], self.predictor.classes, self.predictor.notes)[0])
         if share >= trust.NOTICEABLE:
             lines.append(f"**{words['deadly'].format(share, ', '.join(self.local(name, language) for name in deadly))}**")
-        pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read]
-        pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
+        try:
+            pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read]
+            pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
+        except ExplainError:  # a transformer's tokens are no picture: the answer stands without
+            pictures = []
         return {self.local(name, language): prob for name, prob in likely}, "\n\n".join([*lines, words["caution"]]), pictures
 
     def local(self, name: str, language: str) -> str:
