@@ -156,8 +156,8 @@ def train(config: Config) -> Path:
     if not saved and accelerator.is_main_process:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
     if config.dry_run:
-        say(rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator, num_classes=len(classes),
-                     alpha=config.mixup, clip=config.clip, keep_batchnorm=keep_batchnorm))
+        say(rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator, config,
+                     num_classes=len(classes), steps=steps, keep_batchnorm=keep_batchnorm))
         say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
         return run
     began = time.monotonic() - 60 * progress["minutes"]

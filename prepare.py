@@ -98,8 +98,11 @@ def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, b
 
 
 def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
-             accelerator: Accelerator, *, num_classes: int, alpha: float, clip: float, keep_batchnorm: bool) -> str:
-    """One batch of training and one of validation through everything; what they were, took and held, in words."""
+             accelerator: Accelerator, config: Config, *, num_classes: int, steps: int, keep_batchnorm: bool) -> str:
+    """One batch of training and one of validation through everything; what they were, took and held, in words.
+
+    The step is the dearest that there will be: with SAM's second pass, where it comes at all within `steps`.
+    """
     lines, began = [], time.perf_counter()
 
     def tell(what: str, tensor: torch.Tensor) -> None:
@@ -110,12 +113,15 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     images, index, _ = next(iter(train_loader))
     tell("photos read and augmented", images)
     images, own = engine.to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
-    mixed, targets = mixup(images, own, num_classes, alpha, engine.step_rng(0, 0, 0))
+    mixed, targets = mixup(images, own, num_classes, config.mixup, engine.step_rng(0, 0, 0))
     tell("mixed; targets below", mixed)
     tell("", targets)
     engine.training_mode(model, keep_batchnorm)
-    loss = engine.train_step(model, mixed, targets, loss_of, optimizer, accelerator, clip)
-    tell(f"trained, loss {loss:.3f}", loss)
+    optimizer.steps = optimizer.start if optimizer.start < steps else 0
+    sam = " with SAM" * optimizer.due()
+    loss = engine.step_in_memory(model, mixed, targets, loss_of, optimizer, accelerator, {"accumulate": config.accumulate},
+                                 clip=config.clip, sam_whole=config.sam_whole)
+    tell(f"trained{sam}, loss {loss:.3f}", loss)
     images, _, _ = next(iter(val_loader))
     tell("validation photos read", images)
     model.eval()

@@ -295,11 +295,29 @@ def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, dra
 
 
 def test_a_dry_run_takes_one_batch_through_everything_and_trains_nothing(small_config, capsys):
-    run = main.train(dataclasses.replace(small_config, dry_run=True))
+    run = main.train(dataclasses.replace(small_config, dry_run=True, sam_start=0.75))
     printed = capsys.readouterr().out
-    for shape in (r"\(15, 1, 3, 64, 64\) +uint8", r"\(15, 3, 64, 64\) +float32", r"\(15, 9\) +float32", r"loss \d", r"memory .*GiB"):
+    for shape in (r"\(15, 1, 3, 64, 64\) +uint8", r"\(15, 3, 64, 64\) +float32", r"\(15, 9\) +float32", r"trained with SAM, loss \d",
+                  r"memory .*GiB"):
         assert re.search(shape, printed), shape
     assert {name for name in os.listdir(run) if not name.startswith(".")} == {"photos.csv", "batch.png"}
+
+
+def test_a_dry_run_takes_the_step_that_training_would_take(small_config, capsys, monkeypatch):
+    real, parts = engine.train_step, []
+
+    def step(*arguments, accumulate, **more):
+        parts.append(accumulate)
+        if accumulate < 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(*arguments, accumulate=accumulate, **more)
+
+    monkeypatch.setattr(engine, "train_step", step)
+    main.train(dataclasses.replace(small_config, dry_run=True, accumulate=4, sam_start=1.0))
+    printed = capsys.readouterr().out
+    assert parts == [4, 8]
+    assert "memory ran out: each batch goes through in 8 parts" in printed
+    assert re.search(r"trained, loss \d", printed)  # SAM never comes
 
 
 def test_quiet_prints_the_end_alone_and_a_tracker_gets_each_epoch(small_config, capfd):
