@@ -35,7 +35,7 @@ class Loss(torch.nn.Module):
         targets = torch.lerp(targets, torch.full_like(targets, 1 / targets.shape[1]), self.smoothing)
         losses = -targets * self.weights * log_probs
         if self.focal:
-            losses = losses * (1 - log_probs.exp()) ** self.focal
+            losses = losses * (1 - log_probs.exp()).clamp(min=1e-6) ** self.focal  # at 0, a root has no gradient
         return losses.sum(1).mean()
 
     def _with_margin(self, logits: torch.Tensor) -> torch.Tensor:

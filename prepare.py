@@ -80,7 +80,7 @@ def draw_a_batch(run: Path, loader, labels: torch.Tensor, classes: list[str], co
 def announce_time(model, size: int, photos: int, config: Config, accelerator: Accelerator, say) -> None:
     """A CPU may need days for what a GPU does in an hour: better to know before."""
     passes = 1 + (config.rho > 0) * (1 - config.sam_start) / config.sam_every
-    seconds = photos * seconds_a_photo(model, size, passes, accelerator)
+    seconds = photos / accelerator.num_processes * seconds_a_photo(model, size, passes, accelerator)
     advice = "" if seconds < 3600 else "; on a GPU, or with --model tf_efficientnet_lite0 --image-size 224, it is minutes"
     say(f"an epoch will take about {seconds / 60:.1f} min on this CPU ({photos} photos of {size} x {size}){advice}")
 

@@ -1,4 +1,5 @@
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from conftest import SMALL
 
 import engine
 import prepare
+from config import Config
 from dataset import Batches, Photos, make_loader
 from model import build_model
 from sam import SAM
@@ -88,6 +90,14 @@ def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, dra
     probs, errors = engine.predict_probs(build_model(SMALL, 9, "none"), loader_of(paths, 1, batch=1), 9, accelerator)
     assert np.isnan(probs).any(1).tolist() == [False, False, True]
     assert "not a photo" in errors[2]
+
+
+def test_processes_share_the_time_of_an_epoch(monkeypatch):
+    monkeypatch.setattr(prepare, "seconds_a_photo", lambda *_: 6.0)
+    said = []
+    for processes in (1, 2):
+        prepare.announce_time(None, 224, 100, Config(rho=0.0), SimpleNamespace(num_processes=processes), said.append)
+    assert [text.split(" on this")[0] for text in said] == ["an epoch will take about 10.0 min", "an epoch will take about 5.0 min"]
 
 
 def test_timing_an_epoch_leaves_the_model_as_it_was(accelerator):

@@ -31,6 +31,12 @@ def test_focal_by_hand():
     assert Loss(torch.tensor([1, 1]), focal=2)(logits, torch.tensor([[1.0, 0.0]])).item() == pytest.approx(0.5625 * math.log(4))
 
 
+def test_focal_below_one_has_a_gradient_where_the_model_is_certain():
+    logits = torch.tensor([[20.0, 0.0]], requires_grad=True)                # p = 1 in fp32
+    Loss(torch.tensor([1, 1]), focal=0.5)(logits, torch.tensor([[1.0, 0.0]])).backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_class_weights_are_inverse_to_the_counts_and_one_in_the_mean_over_photos():
     loss = Loss(torch.tensor([30, 10]), balance="weights")
     assert loss.weights.tolist() == pytest.approx([2 / 3, 2])

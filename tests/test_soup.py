@@ -1,10 +1,12 @@
 import dataclasses
+import shutil
 
 import pytest
 import torch
 
 import checkpoint
 import main
+import record
 from checkpoint import CheckpointError
 from tools import soup
 
@@ -37,5 +39,17 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
     checkpoint.save(tmp_path / "other.pt", other)
     with pytest.raises(CheckpointError, match="other.pt: has another classes"):
         soup.main((runs[0], tmp_path / "other.pt"), out=tmp_path / "soup.pt")
+    checkpoint.save(tmp_path / "cosine.pt", {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"} | {"head": "cosine"})
+    with pytest.raises(CheckpointError, match="cosine.pt: has another head"):
+        soup.main((runs[0], tmp_path / "cosine.pt"), out=tmp_path / "soup.pt")
+    with pytest.raises(CheckpointError, match="no checkpoint given"):
+        soup.main((), out=tmp_path / "soup.pt")
     with pytest.raises(CheckpointError, match="no such table"):
         soup.main((tmp_path / "soup.pt",), out=tmp_path / "again.pt")
+
+
+def test_photos_that_have_moved_are_named(run, tmp_path):
+    shutil.copy(run / "best.pt", tmp_path)
+    record.write_table(tmp_path / "photos.csv", record.read_table(run / "photos.csv").assign(path="gone.jpg"))
+    with pytest.raises(CheckpointError, match=r"none of its validation photos is where it was \(gone.jpg\)"):
+        soup.main((tmp_path / "best.pt",), out=tmp_path / "soup.pt", workers=0)

@@ -1,6 +1,9 @@
 """find_lr and tune, in small."""
 
 import dataclasses
+import re
+import runpy
+import sys
 
 import numpy as np
 import pandas as pd
@@ -10,6 +13,19 @@ import torch
 from conftest import SMALL
 
 from tools import find_lr
+
+
+@pytest.mark.parametrize("words", [
+    ["app", "--checkpoint", "gone"], ["compare", "--file", "gone"], ["export", "gone"], ["find_lr", "--data", "gone"],
+    ["look", "augmentations", "gone"], ["look", "predictions", "gone", "x.jpg"], ["publish", "gone"], ["quantize", "gone"],
+    ["report", "gone"], ["soup", "gone"], ["suspects", "gone"]], ids=" ".join)
+def test_what_is_not_there_is_one_sentence_that_names_it(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.delitem(sys.modules, f"tools.{words[0]}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"tools.{words[0]}", run_name="__main__", alter_sys=True)
+    assert re.match("gone.*: .+", ended.value.code)
 
 
 def test_the_suggested_rate_is_a_tenth_of_where_the_loss_is_least():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
 
-from photos import read_photo
+from photos import PhotoError, read_photo
 from pictures import contact_sheet
 from predict import Predictor
 from transforms import RandomViews, training_transform
@@ -18,7 +19,10 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
     """Each photo as it is, then after each augmentation alone, then three draws of the whole pipeline."""
     images, captions = [], []
     for path in photos:
-        photo = read_photo(path)
+        try:
+            photo = read_photo(path)
+        except PhotoError as error:
+            raise PhotoError(f"{path}: {error}") from error
         square = crop_view(photo, size, 1.0)
         images.append(square)
         captions.append(path.stem)
@@ -48,4 +52,7 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
 
 
 if __name__ == "__main__":
-    tyro.extras.subcommand_cli_from_dict({"augmentations": augmentations, "predictions": predictions})
+    try:
+        tyro.extras.subcommand_cli_from_dict({"augmentations": augmentations, "predictions": predictions})
+    except ValueError as error:
+        sys.exit(str(error))

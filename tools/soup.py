@@ -32,9 +32,11 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     checkpoints: best.pt of runs that began at the same pretrained weights, with the same classes and split: a photo that one of
     them trained on must not judge. greedy: best first, each is added only if the accuracy does not fall. Raises CheckpointError.
     """
+    if not checkpoints:
+        raise CheckpointError("no checkpoint given. Pass best.pt of two runs or more.")
     saved = [checkpoint.load(path) for path in checkpoints]
     for path, other in zip(checkpoints, saved, strict=True):
-        for what in ("model", "classes", "image_size", "crop"):
+        for what in ("model", "head", "classes", "image_size", "crop"):
             if other[what] != saved[0][what]:
                 raise CheckpointError(f"{path}: has another {what} than {checkpoints[0]}. Average models that differ in weights alone.")
     first, accelerator = saved[0], Accelerator()
@@ -61,6 +63,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
             update_bn((engine.to_device(images.flatten(0, -4), accelerator) for images, index, _ in views if len(index)), model)
         probs, _ = engine.predict_probs(model, val_loader, len(first["classes"]), accelerator)
         read = ~np.isnan(probs).any(1)
+        if not read.any():
+            raise CheckpointError(f"{photos}: none of its validation photos is where it was ({table.path[0]}). Put them back.")
         return metrics.accuracy(probs[read], labels["val"].numpy()[read])
 
     alone = [accuracy(other["weights"]) for other in saved]
@@ -90,5 +94,5 @@ def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.
 if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
-    except CheckpointError as error:
+    except ValueError as error:
         sys.exit(str(error))
