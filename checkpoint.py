@@ -73,6 +73,16 @@ class atomic_file:
                 os.unlink(self.file.name)
 
 
+def models_of(place: Path) -> list[Path]:
+    """The models that a path names: the file itself; in a run's folder best.pt, or the best.pt of each fold. Raises CheckpointError."""
+    if not place.is_dir():
+        return [place]
+    found = sorted(place.glob("best.pt")) or sorted(place.glob("fold*/best.pt"))
+    if not found:
+        raise CheckpointError(f"{place}: holds no best.pt, nor a fold with one. Pass --checkpoint a run's folder, or a model in it.")
+    return found
+
+
 def check_exists(path: Path) -> None:
     """Raises CheckpointError; without torch, so that who mistyped a name waits for nothing."""
     if not path.is_file():

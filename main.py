@@ -265,8 +265,7 @@ def train_each_fold(config: Config) -> Path:
         record.write_table(run / "oof.csv", pd.concat([table.assign(fold=fold) for fold, (table, *_) in enumerate(answers)]))
     scores = pd.DataFrame([metrics.scores(probs, truth) for _, probs, truth in answers])
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
-    models = " ".join(str(run / f"fold{fold}" / "best.pt") for fold in range(config.folds))
-    accelerator.on_main_process(print)("\n".join([*lines, f"now: python predict.py PHOTO --checkpoint {models}"]))
+    accelerator.on_main_process(print)("\n".join([*lines, f"now, all folds' models together: python predict.py PHOTO --checkpoint {run}"]))
     return run
 
 

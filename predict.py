@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 import trust
-from checkpoint import CheckpointError, atomic_file, check_exists
+from checkpoint import CheckpointError, atomic_file, check_exists, models_of
 from photos import DataError, is_photo, read_csv, shown
 from views import ANSWER_VIEWS, VIEWS
 
@@ -33,7 +33,7 @@ CAUTION = "A guess by a program from a photo: never eat a mushroom because of it
 @dataclasses.dataclass(frozen=True)
 class Options:
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (to any depth), a CSV image[,label]; - = paths from stdin
-    checkpoint: tuple[Path, ...] = ()  # one or many best.pt or .onnx, averaged; none = the newest one under runs/
+    checkpoint: tuple[Path, ...] = ()  # one or many best.pt, .onnx or run folders (all folds), averaged; none = the newest under runs/
     tta: int = ANSWER_VIEWS  # views of each photo, averaged, 1 to 16; 1 = the photo as it is, the fastest
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
     csv: Path | None = None  # write image,label,prob,known,unknown,deadly and a column of probability for each class here
@@ -45,7 +45,8 @@ class Options:
 
 
 class Predictor:
-    """One or many models, ready to name photos: best.pt of a run, or an .onnx of tools/export.py; all must know the same classes.
+    """One or many models, ready to name photos: best.pt, an .onnx of tools/export.py, a run's folder (each of its folds answers, the mean
+    counts); all must know the same classes.
 
     workers: 0 = read and answer in turn; more, or -1 (one a core), pays for many photos. Raises CheckpointError, ValueError.
     """
@@ -55,12 +56,13 @@ class Predictor:
             raise CheckpointError("no checkpoint given. Train one with `python main.py`, or pass --checkpoint RUN/best.pt.")
         if not 1 <= tta <= len(VIEWS):
             raise ValueError(f"--tta {tta}: there are 1 to {len(VIEWS)} views")
-        self.models = [open_model(Path(path), tta, tta_random, batch, workers) for path in models]
+        self.paths = [path for place in models for path in models_of(Path(place))]
+        self.models = [open_model(path, tta, tta_random, batch, workers) for path in self.paths]
         self.classes: list[str] = self.models[0].classes
-        for path, model in zip(models, self.models, strict=True):
+        for path, model in zip(self.paths, self.models, strict=True):
             if model.classes != self.classes:
-                raise CheckpointError(f"{path}: knows other classes than {models[0]}. Average models of the same classes.")
-        self.limit = sum(model.limit for model in self.models) / len(models)  # of `known`, below which a photo is called unknown
+                raise CheckpointError(f"{path}: knows other classes than {self.paths[0]}. Average models of the same classes.")
+        self.limit = sum(model.limit for model in self.models) / len(self.models)  # of `known`, below which a photo is called unknown
         self.notes = {name: note for model in self.models for name, note in model.notes.items()}  # of dangerous classes (trust.read_notes)
 
     def probs(self, paths: Sequence[str | Path], tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
@@ -109,7 +111,7 @@ def main(options: Options) -> int:
         print(f"model: {models[0]}", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0
     predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
-    with tqdm(total=len(paths) * len(models), unit="photo", leave=False, disable=options.quiet or None) as bar:
+    with tqdm(total=len(paths) * len(predictor.models), unit="photo", leave=False, disable=options.quiet or None) as bar:
         probs, known, errors = predictor.answers(paths, bar.update)
 
     unknown, deadly = known < predictor.limit, trust.deadly_share(probs, predictor.classes, predictor.notes)
@@ -135,7 +137,7 @@ def main(options: Options) -> int:
     if options.explain:
         from explain import draw_reasons  # it needs matplotlib and grad-cam: only who asks waits for them
         read = [i for i in range(len(paths)) if i not in errors]
-        draw_reasons(options.explain, models[0], [paths[i] for i in read], probs[read], predictor.classes)
+        draw_reasons(options.explain, predictor.paths[0], [paths[i] for i in read], probs[read], predictor.classes)
     told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
     if told and len(set(labels)) > 1 and not (options.quiet or options.json):
         print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
@@ -164,11 +166,12 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
 
 
 def newest_checkpoint(runs: Path = Path("runs")) -> Path:
-    """Of the best.pt and best.onnx of all runs: an export is newer than its checkpoint until the run finds a better epoch."""
-    found = sorted([*runs.glob("*/best.pt"), *runs.glob("*/best.onnx")], key=lambda path: path.stat().st_mtime)
+    """Of all runs' best.pt and best.onnx (newer than its checkpoint until the run finds a better epoch), and folders of finished folds."""
+    found = sorted((file for name in ("best.pt", "best.onnx", "oof.csv") for file in runs.glob(f"*/{name}")),
+                   key=lambda file: file.stat().st_mtime)
     if not found:
         raise CheckpointError(f"{runs}/: no trained model in it. Train one with `python main.py`, or pass --checkpoint FILE.")
-    return found[-1]
+    return found[-1].parent if found[-1].name == "oof.csv" else found[-1]
 
 
 def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str], classes: list[str]) -> None:

@@ -92,6 +92,10 @@ def test_the_newest_checkpoint_answers_be_it_exported_or_not(run, tmp_path):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (age, age))
         assert newest_checkpoint(tmp_path) == tmp_path / name
+    (tmp_path / "folds").mkdir()
+    (tmp_path / "folds/oof.csv").touch()
+    os.utime(tmp_path / "folds/oof.csv", (2e9, 2e9))
+    assert newest_checkpoint(tmp_path) == tmp_path / "folds"
 
 
 # --- files of others ---

@@ -114,6 +114,20 @@ def test_workers_change_nothing(run, drawn):
     np.testing.assert_array_equal(one, two)
 
 
+def test_a_folder_of_folds_answers_with_all_of_them(run, photo, tmp_path):
+    saved = {k: v for k, v in checkpoint.load(run / "best.pt").items() if k != "format"}
+    for fold, temperature in enumerate((0.5, 2.0)):
+        (tmp_path / f"fold{fold}").mkdir()
+        checkpoint.save(tmp_path / f"fold{fold}/best.pt", saved | {"temperature": temperature})
+    each = [Predictor(tmp_path / f"fold{fold}/best.pt")(photo) for fold in range(2)]
+    together = Predictor(tmp_path)(photo)
+    assert together == pytest.approx({name: (each[0][name] + each[1][name]) / 2 for name in together}, abs=1e-6)
+    assert Predictor(run)(photo) == Predictor(run / "best.pt")(photo)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(ValueError, match="void: holds no best.pt, nor a fold with one"):
+        Predictor(tmp_path / "void")
+
+
 def test_without_a_checkpoint_the_newest_run_answers_and_is_named(run, photo):
     done = subprocess.run([sys.executable, ROOT / "predict.py", photo], cwd=run.parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: tuple[Path, ...] = ()  # one or many best.pt or .onnx, averaged; none = the newest under runs/
+    checkpoint: tuple[Path, ...] = ()  # one or many best.pt, .onnx or run folders, averaged; none = the newest under runs/
     host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = all who can reach it
     port: int = 7860  # 0 = any that is free
 
@@ -44,7 +44,8 @@ class App:
     """The page's answers. predictor and explainer share their first checkpoint."""
 
     def __init__(self, checkpoints: tuple[Path, ...]):
-        self.predictor, self.explainer = Predictor(*checkpoints), Explainer(checkpoints[0])
+        self.predictor = Predictor(*checkpoints)
+        self.explainer = Explainer(self.predictor.paths[0])
         with trust.GENERA.open(encoding="utf-8", newline="") as rows:
             self.chinese = {row["genus"]: row["chinese"] for row in csv.DictReader(rows)}
 
