@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -56,7 +57,8 @@ class atomic_file:
     def failed(self, error: BaseException | None) -> WriteError:
         reason = getattr(error, "strerror", None) or "writing failed, the disk may be full"
         kept = "; the one written before is still there" if self.path.exists() else ""
-        return WriteError(f"{self.path}: cannot be written ({reason}){kept}. Make room, or make the folder writable.")
+        return WriteError(f"{self.path}: cannot be written ({reason}){kept}. "
+                          "Make room, make the folder writable, or close the program that has it open.")
 
     def finish(self, kind) -> None:
         try:
@@ -65,12 +67,22 @@ class atomic_file:
                 os.fsync(self.file.fileno())
                 self.file.close()
                 os.chmod(self.file.name, 0o644)  # temporary files are private, results are not
-                os.replace(self.file.name, self.path)
+                self.replace()
         finally:
             with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
                 self.file.close()
             if os.path.exists(self.file.name):
                 os.unlink(self.file.name)
+
+
+    def replace(self) -> None:
+        """Windows refuses while another program has the old file open: a virus scanner for a moment, a spreadsheet until it is closed."""
+        for patience in (0.1, 0.3, 1, 3):
+            try:
+                return os.replace(self.file.name, self.path)
+            except PermissionError:
+                time.sleep(patience)
+        os.replace(self.file.name, self.path)
 
 
 def models_of(place: Path) -> list[Path]:

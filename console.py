@@ -7,9 +7,10 @@ import sys
 import time
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
+
+from engine import sum_over_processes
 
 
 class StopRequest:
@@ -41,8 +42,7 @@ class StopRequest:
         self.asked = self.asked or time.monotonic()
 
     def __call__(self) -> bool:
-        asked = torch.tensor(float(self.asked > 0), device=self.accelerator.device)
-        return self.accelerator.reduce(asked).item() > 0
+        return sum_over_processes(float(self.asked > 0), self.accelerator) > 0
 
 
 class Bar(tqdm):

@@ -229,15 +229,15 @@ class Batches:
             yield [(self.epoch, int(index)) for index in np.array_split(batch, self.world)[self.rank]]
 
 
-def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = False) -> DataLoader:
+def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = False, stay: bool = False) -> DataLoader:
     """Batches (images uint8 (B, ..., 3, S, S), index int64 (B,), errors {index: why}), the unreadable left out.
 
-    workers: processes; -1 = one a core, at most 8.
+    workers: processes; -1 = one a core, at most 8. stay: they wait for the next pass, for loaders that have many.
     """
     if workers < 0:
         workers = min(os.cpu_count() or 1, 8)
     return DataLoader(photos, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin,
-                      worker_init_fn=_start_worker, persistent_workers=workers > 0)
+                      worker_init_fn=_start_worker, persistent_workers=stay and workers > 0)
 
 
 def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
@@ -249,5 +249,7 @@ def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to every process; the main one decides what it means
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()                              # accelerate launch hands SIGTERM to its whole group: the main process is still to save
     cv2.setNumThreads(0)                          # the workers are the parallelism
     torch.set_num_threads(1)

@@ -31,7 +31,7 @@ from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
-from photos import read_photo
+from photos import read_photo, spell_out
 from prepare import announce_time, draw_a_batch, look_at_photos, make_accelerator, rehearse, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
@@ -76,13 +76,13 @@ def train(config: Config) -> Path:
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
     read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
-    def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None):
+    def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None, stay: bool = False):
         photos = Photos(table.path[table.side == side], views, config.seed, round(min_side), read)
         batches = Batches(len(photos), max(1, config.batch // views.count), seed, **world)
-        return make_loader(photos, batches, config.workers, pin=accelerator.device.type == "cuda")
+        return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)
 
-    train_loader = loader_of("train", RandomViews(size, 1, config.augment), size * RandomViews.DETAIL, config.seed)
-    val_loader = loader_of("val", FixedViews(size, crop), size / crop)
+    train_loader = loader_of("train", RandomViews(size, 1, config.augment), size * RandomViews.DETAIL, config.seed, stay=True)
+    val_loader = loader_of("val", FixedViews(size, crop), size / crop, stay=True)
     epoch_steps = train_loader.batch_sampler.batches
 
     # The model, and SAM around SGD; warm-up, then cosine.
@@ -111,7 +111,7 @@ def train(config: Config) -> Path:
         learner.load_state_dict(saved["learner"])
         judged.load_state_dict(saved["weights"])
         optimizer.load_state_dict(saved["optimizer"])
-        if accelerator.scaler:
+        if accelerator.scaler and saved["scaler"]:  # none where the run began on a device without one
             accelerator.scaler.load_state_dict(saved["scaler"])
         progress, history = progress | saved["progress"], saved["history"]
 
@@ -270,6 +270,7 @@ def train_each_fold(config: Config) -> Path:
 
 
 if __name__ == "__main__":
+    spell_out()
     try:
         if options.dry_run:
             train(dataclasses.replace(options, fold=max(options.fold, 0)))

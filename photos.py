@@ -9,6 +9,7 @@ import csv
 import io
 import os
 import stat
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,6 +45,12 @@ def is_photo(path: Path) -> bool:
 def shown(path: str | os.PathLike) -> str:
     """A path for the screen: one line, whatever characters (newlines, escape codes, broken UTF-8) its name holds."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+
+
+def spell_out() -> None:
+    """From here on, letters that the terminal or pipe has not are printed as their numbers: Windows' pipes are seldom UTF-8."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def is_name(text: str) -> bool:

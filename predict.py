@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import trust
 from checkpoint import CheckpointError, atomic_file, check_exists, models_of
-from photos import DataError, is_photo, read_csv, shown
+from photos import DataError, is_photo, read_csv, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
 if TYPE_CHECKING:
@@ -183,7 +183,8 @@ def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarr
             "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
             **{name: str(column[i]) if column.dtype.kind == "U" else round(float(column[i]), 6) for name, column in more.items()},
             "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
-        print(json.dumps(line, ensure_ascii=not path.isprintable()))  # a name that is no UTF-8 cannot be printed
+        plain = path.isprintable() and "utf" in sys.stdout.encoding.lower()  # a name that is no UTF-8 cannot be printed
+        print(json.dumps(line, ensure_ascii=not plain))
 
 
 def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],
@@ -216,6 +217,7 @@ def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
 
 
 if __name__ == "__main__":
+    spell_out()
     try:
         sys.exit(main(tyro.cli(Options, description=__doc__)))
     except ValueError as error:

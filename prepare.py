@@ -6,12 +6,14 @@ import dataclasses
 import time
 import warnings
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -55,7 +57,8 @@ def make_accelerator(**more) -> tuple[Accelerator, str]:
     # 1 x 1 convolutions in channels_last: one layout of memory under two names, for which several processes would be warned each.
     warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
     precision, why = choose_precision()
-    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), **more), why
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))          # one looks over all photos while the others wait
+    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience], **more), why
 
 
 def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:

@@ -65,6 +65,16 @@ def accelerator() -> Accelerator:
 
 
 @pytest.fixture
+def fp16(accelerator, monkeypatch):
+    """The accelerator as on a GPU without bf16, but for the fp16 itself: losses are scaled, gradients unscaled before they are clipped."""
+    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu", init_scale=2.0**16))
+    monkeypatch.setattr(accelerator, "native_amp", True)
+    monkeypatch.setattr(accelerator, "_optimizers", [])
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+    return accelerator
+
+
+@pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 

@@ -257,6 +257,15 @@ def test_workers_need_no_fork(drawn, tmp_path):
     assert our_index.tolist() == their_index.tolist()
 
 
+@pytest.mark.parametrize("stay", [False, True])
+def test_workers_of_a_loader_of_one_pass_end_with_it(drawn, stay):
+    paths = sorted(map(str, drawn.rglob("*.jpg")))[::12]
+    loader = make_loader(Photos(paths, FixedViews(32, 1.0), 0, 0), Batches(9, 9), 1, stay=stay)
+    before = multiprocessing.active_children()
+    assert len(list(loader)) == 1
+    assert len(multiprocessing.active_children()) - len(before) == stay
+
+
 # --- real photos, where this checkout has them ---
 
 @pytest.mark.parametrize("name", [d.name for d in sorted(REAL.glob("*")) if d.is_dir()] or [None])

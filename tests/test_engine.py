@@ -161,16 +161,6 @@ def test_memory_that_runs_out_halves_the_parts_and_leaves_no_trace(accelerator, 
         assert torch.equal(a, b)
 
 
-@pytest.fixture
-def fp16(accelerator, monkeypatch):
-    """The accelerator as on a GPU without bf16, but for the fp16 itself: losses are scaled, gradients unscaled before they are clipped."""
-    monkeypatch.setattr(accelerator, "scaler", torch.amp.GradScaler("cpu", init_scale=2.0**16))
-    monkeypatch.setattr(accelerator, "native_amp", True)
-    monkeypatch.setattr(accelerator, "_optimizers", [])
-    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
-    return accelerator
-
-
 @pytest.mark.parametrize("rho", [0.0, 0.05])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_scaled_loss_takes_the_step_of_the_plain_one(fp16, batch, rho, accumulate):

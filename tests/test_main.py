@@ -151,18 +151,31 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
     assert torch.equal(weights_of(out), weights_of(reference))
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(small_config, sign):
-    process = command(*flags(dataclasses.replace(small_config, epochs=500, workers=1)))
+@pytest.mark.parametrize(("sign", "whole_group"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)])
+def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(small_config, sign, whole_group):
+    """accelerate launch hands SIGTERM to the whole process group."""
+    process = command(*flags(dataclasses.replace(small_config, epochs=500, workers=1)), start_new_session=True)
     while not ((small_config.out / "log.csv").exists() and len(pd.read_csv(small_config.out / "log.csv")) > 1):
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
-    process.send_signal(sign)
+    os.killpg(process.pid, sign) if whole_group else process.send_signal(sign)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"python main.py --resume {small_config.out}" in printed
     assert "Traceback" not in printed
     assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
+
+
+def test_a_run_that_began_without_a_scaler_goes_on_with_one(small_config, request, monkeypatch):
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= 3)
+        with pytest.raises(SystemExit):
+            main.train(small_config)
+    fp16 = request.getfixturevalue("fp16")
+    monkeypatch.setattr(main, "make_accelerator", lambda **_: (fp16, "as on a card without bf16"))
+    run = main.train(Config(resume=small_config.out))
+    assert checkpoint.load(run / "last.pt")["scaler"]["scale"] > 0
 
 
 def test_survivors_of_several_processes_say_how_to_go_on_and_one_alone_does_not(capsys):

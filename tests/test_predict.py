@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,17 @@ def test_workers_change_nothing(run, drawn):
     paths = sorted(drawn.rglob("*.jpg"))[:20]
     one, two = (Predictor(run / "best.pt", batch=6, workers=w).probs(paths)[0] for w in (0, 2))
     np.testing.assert_array_equal(one, two)
+
+
+def test_a_pipe_that_lacks_the_letters_gets_their_numbers(run, photo, tmp_path):
+    shutil.copy(photo, tmp_path / "蘑菇 🍄.jpg")
+    pipe = {**os.environ, "PYTHONIOENCODING": "cp1252"}
+    for flags, said in (((), "\\u8611\\u83c7 \\U0001f344.jpg: "), (("--json",), "")):
+        done = subprocess.run([sys.executable, ROOT / "predict.py", tmp_path, photo, "--checkpoint", run / "best.pt", *flags],
+                              env=pipe, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+    assert "蘑菇 🍄.jpg" in json.loads(done.stdout.splitlines()[0])["image"]
 
 
 def test_a_folder_of_folds_answers_with_all_of_them(run, photo, tmp_path):

@@ -56,7 +56,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     def loader_of(views, seed: int | None):
         read = Photos(photos.path, views, config.seed, round(size * RandomViews.DETAIL))
-        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), seed), config.workers)
+        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), seed), config.workers, stay=views.count == 1)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
