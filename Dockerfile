@@ -1,6 +1,7 @@
 # For a machine without a GPU:
 #   docker build -t mushrooms .
-#   docker run --rm --shm-size 2g -v "$PWD/photos:/photos:ro" -v "$PWD/runs:/app/runs" mushrooms main.py --data /photos --model tf_efficientnet_lite0
+#   mkdir -p runs
+#   docker run --rm --shm-size 2g --user "$(id -u)" -e HOME=/tmp -v /PATH/OF/PHOTOS:/photos:ro -v "$PWD/runs:/app/runs" mushrooms main.py --data /photos --model tf_efficientnet_lite0
 FROM python:3.12-slim
 WORKDIR /app
 COPY requirements.txt .

@@ -44,6 +44,9 @@ def load_table(data: Path) -> pd.DataFrame:
     odd = [label for label in table.label.unique() if not is_name(label)]
     if odd:
         raise DataError(f"{data}: the class {shown(odd[0])} has control characters in its name. Rename it.")
+    taken = {"image", "label", "fold"} & set(table.label)
+    if taken:
+        raise DataError(f"{data}: a class may not be called {taken.pop()}, as val.csv has a column of that name. Rename it.")
     if table.label.nunique() < 2:
         raise DataError(f"{data}: all photos are of one class, {table.label.iloc[0]}: there is nothing to tell apart. Add another class.")
     return table
@@ -136,7 +139,7 @@ def describe(table: pd.DataFrame) -> str:
     """What a person should know before training: photos per class and side, duplicates, two labels, unreadable."""
     counts = pd.crosstab(table.label, table.side[table.side != ""])
     counts = counts.reindex(columns=[s for s in SIDES if s in counts])
-    counts.loc["all"] = counts.sum()
+    counts = pd.concat([counts, counts.sum().to_frame("all").T])  # by place: a class may be called so
     with pd.option_context("display.unicode.east_asian_width", True):
         lines = [counts.rename_axis(index="photos", columns=None).to_string()]
     read = table[table.error == ""]

@@ -39,20 +39,30 @@ class Explainer:
         self.model, saved = load_model(weights)
         self.size, self.crop, self.name = saved["image_size"], saved["crop"], saved["model"]
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        stage = self.model.backbone.get_submodule(self.model.backbone.feature_info[-1]["module"])
+        try:
+            stage = self.model.backbone.get_submodule(self.model.backbone.feature_info[-1]["module"])
+        except (AttributeError, IndexError) as error:
+            raise ExplainError(f"{self.name}: no heat map, timm does not name its last stage. Take another --model.") from error
         self.cam = GradCAM(self.model, [stage], reshape_transform=self._picture)
 
     def _picture(self, activations: torch.Tensor) -> torch.Tensor:
-        if activations.ndim != 4:
-            raise ExplainError(f"{self.name}: no heat map, its last stage is not a picture but tokens. Take a convolutional --model.")
-        return activations.permute(0, 3, 1, 2) if getattr(self.model.backbone, "output_fmt", "NCHW") == "NHWC" else activations
+        if not isinstance(activations, torch.Tensor) or activations.ndim != 4:
+            raise ExplainError(f"{self.name}: no heat map, its last stage is not one picture but several, or tokens. Take another --model.")
+        backbone = self.model.backbone
+        channels_last = getattr(backbone, "output_fmt", "") == "NHWC" or activations.shape[3] == backbone.num_features
+        return activations.permute(0, 3, 1, 2) if channels_last else activations
 
     def __call__(self, photo: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """photo uint8 (H, W, 3), class k → what the model saw, uint8 (S, S, 3), and what spoke for k there, float (S, S) in 0..1."""
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
         square = crop_view(photo, self.size, self.crop)
         images = torch.from_numpy(square).permute(2, 0, 1)[None].float()
-        return square, self.cam(images, [ClassifierOutputTarget(k)])[0]
+        try:
+            return square, self.cam(images, [ClassifierOutputTarget(k)])[0]
+        except ExplainError:
+            raise
+        except Exception as error:  # grad-cam raises whatever comes where a backbone is built otherwise than it thinks
+            raise ExplainError(f"{self.name}: no heat map, Grad-CAM does not get through it ({error}). Take another --model.") from error
 
 
 def draw_reasons(path: Path, checkpoint: Path, photos: Sequence[str], probs: np.ndarray, classes: Sequence[str]) -> None:

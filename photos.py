@@ -18,7 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+              ".heic", ".heif", ".avif"}  # the last are not read, but named: a phone's photos should not vanish without a word
 MAX_PIXELS = 150_000_000  # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
 MAX_BYTES = 500_000_000  # of a file; the largest scans are smaller
 THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "

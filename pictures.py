@@ -23,7 +23,7 @@ def contact_sheet(path: Path, images: Sequence[np.ndarray], captions: Sequence[s
     """Write a picture of many: images uint8 (H, W, 3), a caption under each; inch: the width of one."""
     rows = -(-len(images) // columns)
     tall = max(image.shape[0] / image.shape[1] for image in images)
-    with rc_context({"font.family": FONTS}):
+    with rc_context({"font.family": FONTS, "text.parse_math": False}):
         figure = Figure(figsize=(columns * inch, rows * (inch * tall + 0.32)), dpi=110, layout="constrained")
         for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
             axes.axis("off")

@@ -17,7 +17,8 @@ from pictures import FONTS, save_figure
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#8c8c8c"  # of Okabe and Ito's palette
 STYLE = {"font.family": FONTS, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
          "grid.color": "#e6e6e6", "axes.axisbelow": True, "axes.titlesize": 10, "axes.titlelocation": "left", "lines.linewidth": 1.8,
-         "legend.frameon": False}
+         "legend.frameon": False, "text.parse_math": False}
+MOST = 60  # classes of a picture: of more, those that need a look, or it would take all memory and nobody could read it
 
 
 class picture:
@@ -65,14 +66,22 @@ def curves(path: Path, log: pd.DataFrame, sam: tuple[float, int] | None) -> None
 
 
 def confusion(path: Path, counts: np.ndarray, classes: Sequence[str], share: bool) -> None:
-    """Rows are the truth, columns the answer; counts int (K, K). share: coloured and labelled by the share of each row."""
-    k = len(classes)
+    """Rows are the truth, columns the answer; counts int (K, K). share: coloured and labelled by the share of each row.
+
+    Of more than MOST classes, those with the most mistakes.
+    """
     shares = counts / counts.sum(1, keepdims=True).clip(1)
+    some, title = np.arange(len(classes)), ""
+    if len(classes) > MOST:
+        mistakes = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+        some, title = np.sort(np.argsort(-mistakes, kind="stable")[:MOST]), f"the {MOST} with the most mistakes, of {len(classes)} classes"
+    counts, shares, classes = counts[np.ix_(some, some)], shares[np.ix_(some, some)], [classes[i] for i in some]
+    k = len(classes)
     side = 2.2 + max(1.6, 0.42 * k)
     with picture(path, side, side) as figure:
         axes = figure.subplots()
         shown = axes.imshow(shares if share else counts, cmap="Blues", vmin=0, vmax=1 if share else max(counts.max(), 1))
-        axes.set(xticks=range(k), yticks=range(k), xlabel="answer", ylabel="truth")
+        axes.set(xticks=range(k), yticks=range(k), xlabel="answer", ylabel="truth", title=title)
         axes.set_xticklabels(classes, rotation=90)
         axes.set_yticklabels(classes)
         axes.grid(visible=False)
@@ -83,9 +92,9 @@ def confusion(path: Path, counts: np.ndarray, classes: Sequence[str], share: boo
 
 
 def class_scores(path: Path, scores: np.ndarray, classes: Sequence[str]) -> None:
-    """Precision, recall and F1 of each class, worst F1 below; scores float (K, 4) of metrics.per_class."""
-    order = np.argsort(-np.nan_to_num(scores[:, 2]), kind="stable")[::-1]
-    with picture(path, 7.5, 1 + 0.3 * len(classes)) as figure:
+    """Precision, recall and F1 of each class, worst F1 below; scores float (K, 4) of metrics.per_class. Of more than MOST, the worst."""
+    order = np.argsort(-np.nan_to_num(scores[:, 2]), kind="stable")[::-1][:MOST]
+    with picture(path, 7.5, 1 + 0.3 * len(order)) as figure:
         axes = figure.subplots()
         rows, (precision, recall, f1, _) = np.arange(len(order)), scores[order].T
         axes.hlines(rows, np.fmin(precision, recall), np.fmax(precision, recall), color="#cccccc", linewidth=2)
@@ -116,7 +125,9 @@ def calibration(path: Path, probs: np.ndarray, labels: np.ndarray) -> None:
 
 
 def balance(path: Path, photos: pd.DataFrame) -> None:
-    """Photos of each class and side, stacked; a row a class, a column a side."""
+    """Photos of each class and side, stacked; a row a class, a column a side. Of more than MOST, the classes with the fewest."""
+    if len(photos) > MOST:
+        photos = photos.loc[photos.sum(axis=1).sort_values(kind="stable").index[:MOST]]
     with picture(path, 7.5, 1 + 0.27 * len(photos)) as figure:
         axes = figure.subplots()
         left = np.zeros(len(photos))

@@ -48,6 +48,17 @@ def test_a_model_without_heat_maps_answers_all_the_same(app, drawn, monkeypatch)
     assert pictures == []
 
 
+def test_a_page_from_an_export_alone_has_no_heat_maps(run, drawn, monkeypatch, capsys):
+    def alone(path):
+        raise ExplainError("best.onnx: heat maps need best.pt, which is not beside it.")
+
+    monkeypatch.setattr("tools.app.Explainer", alone)
+    answer, _, pictures = App((run / "best.pt",)).answer([str(drawn / "Amanita" / "amanita_0001.jpg")], "English")
+    assert "without heat maps: best.onnx: heat maps need best.pt" in capsys.readouterr().out
+    assert len(answer) == 9
+    assert pictures == []
+
+
 def test_no_photo_and_too_many_are_told(app):
     assert app.answer(None, "English")[1] == WORDS["English"]["none"]
     assert app.answer(["x.jpg"] * (MOST + 1), "English")[1] == WORDS["English"]["many"]

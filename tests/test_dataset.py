@@ -169,6 +169,26 @@ def test_a_group_is_never_on_both_sides_and_folds_cover_all(rows, fold, seed):
     assert set(judged) == {1} if (finds > 4).all() else set(judged) <= {0, 1}
 
 
+def test_a_class_called_all_is_counted_beside_the_sum(tmp_path):
+    text = describe(ready(make_photos(tmp_path, {"all": 10, "b": 5})))
+    assert [line.split() for line in text.splitlines()[2:5]] == [["all", "8", "2"], ["b", "4", "1"], ["all", "12", "3"]]
+
+
+@pytest.mark.parametrize("name", ["image", "label", "fold"])
+def test_a_class_may_not_be_called_as_a_column_of_the_answers(tmp_path, name):
+    with pytest.raises(DataError, match=f"a class may not be called {name}, as val.csv has a column"):
+        load_table(make_photos(tmp_path, {name: 1, "b": 1}))
+
+
+def test_a_phone_s_photos_that_cannot_be_read_are_named(tmp_path):
+    make_photos(tmp_path, {"a": 6, "b": 6})
+    (tmp_path / "a" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    shutil.copy(tmp_path / "a" / "1.jpg", tmp_path / "b" / "saved.jfif")
+    table = ready(tmp_path)
+    assert "IMG_1.HEIC: not a photo, or of a kind that is not supported" in describe(table)
+    assert table.error[table.path.str.endswith("jfif")].tolist() == [""]
+
+
 def test_the_split_is_stratified(tmp_path):
     table = ready(make_photos(tmp_path, {"a": 50, "b": 10}))
     assert table[table.side == "val"].label.value_counts().to_dict() == {"a": 10, "b": 2}

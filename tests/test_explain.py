@@ -53,9 +53,16 @@ def test_an_export_is_explained_by_what_it_was_made_from(tmp_path, rng):
         Explainer(tmp_path / "other.onnx")
 
 
+@pytest.mark.parametrize(("model", "size"), [("pit_ti_224", 224), ("mvitv2_tiny", 224), ("coat_tiny", 224)])
+def test_a_backbone_that_has_no_heat_map_says_so(tmp_path, rng, model, size):
+    """Several tokens at once; a stage that timm names otherwise; one that is not called."""
+    with pytest.raises(ExplainError, match=f"{model}: no heat map, .+ Take another --model"):
+        Explainer(saved(tmp_path / "m.pt", model, size))(rng.integers(0, 256, (size, size, 3), np.uint8), 0)
+
+
 def test_tokens_are_no_picture(tmp_path, rng):
     explain = Explainer(saved(tmp_path / "m.pt", "test_vit", 160))
-    with pytest.raises(ExplainError, match="not a picture but tokens"):
+    with pytest.raises(ExplainError, match="test_vit: no heat map, its last stage is not one picture"):
         explain(rng.integers(0, 256, (160, 160, 3), np.uint8), 0)
 
 

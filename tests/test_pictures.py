@@ -5,6 +5,7 @@ from PIL import Image
 
 from checkpoint import WriteError
 from pictures import contact_sheet, save_figure
+from plots import picture
 
 
 def test_a_sheet_shows_each_photo_over_its_caption(tmp_path):
@@ -16,6 +17,14 @@ def test_a_sheet_shows_each_photo_over_its_caption(tmp_path):
     assert sheet[height // 5, 3 * width // 4].tolist() == [0, 0, 220]
     assert sheet[7 * height // 10, width // 4].tolist() == [220, 0, 0]
     assert sheet[7 * height // 10, 3 * width // 4].tolist() == [255, 255, 255]
+
+
+def test_dollars_in_a_name_are_no_formula(tmp_path):
+    contact_sheet(tmp_path / "sheet.png", [np.zeros((8, 8, 3), np.uint8)], [r"a $\foo$ b"], columns=1)
+    with picture(tmp_path / "figure.png", 2, 2) as figure:
+        figure.subplots().set_title(r"a $\foo$ b")
+    assert (tmp_path / "sheet.png").exists()
+    assert (tmp_path / "figure.png").exists()
 
 
 def test_a_picture_has_the_format_of_its_ending(tmp_path):

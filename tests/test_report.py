@@ -40,7 +40,8 @@ def test_no_run_and_no_photos_are_told(run, tmp_path):
         write_report(copy)
 
 
-@pytest.mark.parametrize("classes", [["edible", "deadly"], [f"Pseudoclitocybe cyathiformis {i}" for i in range(30)]])
+@pytest.mark.parametrize("classes", [["edible", "deadly"], [f"Pseudoclitocybe cyathiformis {i}" for i in range(30)],
+                                     [f"Pseudoclitocybe cyathiformis {i}" for i in range(1000)]], ids=len)
 def test_nothing_of_a_picture_is_cut_off_or_overlaps(classes, rng, tmp_path, monkeypatch):
     """Text stays inside the picture and off other text of its axes."""
     seen = []
@@ -50,6 +51,7 @@ def test_nothing_of_a_picture_is_cut_off_or_overlaps(classes, rng, tmp_path, mon
     plots.class_scores(tmp_path / "x.png", np.c_[rng.random((len(classes), 3)), counts[0]], classes)
     plots.balance(tmp_path / "x.png", pd.DataFrame({"train": counts[0], "val": counts[1]}, index=classes))
     for figure in seen:
+        assert (figure.get_size_inches() < 30).all()  # or its pixels would take all memory
         figure.draw_without_rendering()
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):

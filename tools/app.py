@@ -45,7 +45,11 @@ class App:
 
     def __init__(self, checkpoints: tuple[Path, ...]):
         self.predictor = Predictor(*checkpoints)
-        self.explainer = Explainer(self.predictor.paths[0])
+        try:
+            self.explainer = Explainer(self.predictor.paths[0])
+        except ExplainError as error:
+            print(f"without heat maps: {error}", flush=True)
+            self.explainer = None
         with trust.GENERA.open(encoding="utf-8", newline="") as rows:
             self.chinese = {row["genus"]: row["chinese"] for row in csv.DictReader(rows)}
 
@@ -68,7 +72,7 @@ class App:
         if share >= trust.NOTICEABLE:
             lines.append(f"**{words['deadly'].format(share, ', '.join(self.local(name, language) for name in deadly))}**")
         try:
-            pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read]
+            pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read] if self.explainer else []
             pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
         except ExplainError:  # a transformer's tokens are no picture: the answer stands without
             pictures = []
@@ -118,5 +122,5 @@ def main(options: Options) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options, description=__doc__))
-    except (ValueError, ExplainError) as error:
+    except ValueError as error:
         sys.exit(str(error))
