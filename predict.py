@@ -9,6 +9,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,7 +141,10 @@ def main(options: Options) -> int:
         draw_reasons(options.explain, predictor.paths[0], [paths[i] for i in read], probs[read], predictor.classes)
     told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
     if told and len(set(labels)) > 1 and not (options.quiet or options.json):
-        print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
+        try:
+            print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
+        except ImportError:  # an exported model answers without
+            print("\nthe photos' folders say their classes; to have the answers scored: pip install pandas scikit-learn")
     return 1 if errors else 0
 
 
@@ -220,5 +224,8 @@ if __name__ == "__main__":
     spell_out()
     try:
         sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it closes what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except ValueError as error:
         sys.exit(str(error))

@@ -102,5 +102,6 @@ def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> No
     settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in NO_RESULT)
     row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
     EXPERIMENTS.parent.mkdir(exist_ok=True)
-    before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []
-    write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores
+    with FileLock(EXPERIMENTS.with_name(".experiments.lock")):             # two runs may end together
+        before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []
+        write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores

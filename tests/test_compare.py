@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
 import record
@@ -38,6 +41,13 @@ def test_the_table_is_printed_best_first_and_the_page_marks_it(experiments, caps
     assert "<td class=best>0.8</td>" in (experiments.parent / "compare.html").read_text()
     with pytest.raises(record.RunError, match="no such column"):
         compare.main(score="f2")
+
+
+def test_runs_that_end_together_all_get_their_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: record.add_experiment(Path(f"runs/{i}"), {}, {}, i), range(40)))
+    assert sorted(record.read_table(record.EXPERIMENTS).run) == sorted(f"runs/{i}" for i in range(40))
 
 
 def test_no_record_is_told(tmp_path):

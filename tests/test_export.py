@@ -76,14 +76,20 @@ def test_a_photo_that_cannot_be_read_is_told_as_the_checkpoint_tells_it(run, pat
     np.testing.assert_array_equal(np.isnan(ours), np.isnan(theirs))
 
 
-def test_an_exported_model_is_asked_without_torch_or_anything_slow(run, paths):
+def test_an_exported_model_is_asked_without_torch_or_anything_slow(run, paths, tmp_path):
+    labelled = tmp_path / "photos"
+    for name, path in zip("AB", paths, strict=False):
+        (labelled / name).mkdir(parents=True)
+        shutil.copy(path, labelled / name)
     blocked = f"import sys; sys.modules.update(dict.fromkeys({HEAVY}))\n"  # None there makes an import fail
-    done = subprocess.run([sys.executable, "-c", blocked + "import predict, pathlib; sys.exit(predict.main(predict.Options("
-                           f"(pathlib.Path({str(paths[0])!r}),), checkpoint=(pathlib.Path({str(run / 'best.onnx')!r}),))))"],
-                          cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("%  ") == 3
-    assert "genera with deadly species. A: by a letter." in done.stdout  # what the checkpoint knows of danger travels too
+    one, folders = (subprocess.run(
+        [sys.executable, "-c", blocked + "import predict, pathlib; sys.exit(predict.main(predict.Options("
+         f"(pathlib.Path({str(asked)!r}),), checkpoint=(pathlib.Path({str(run / 'best.onnx')!r}),))))"],
+        cwd=ROOT, capture_output=True, text=True) for asked in (paths[0], labelled))
+    assert one.returncode == folders.returncode == 0, one.stderr + folders.stderr
+    assert one.stdout.count("%  ") == 3
+    assert "genera with deadly species. A: by a letter." in one.stdout  # what the checkpoint knows of danger travels too
+    assert "to have the answers scored: pip install pandas scikit-learn" in folders.stdout
 
 
 def test_the_newest_checkpoint_answers_be_it_exported_or_not(run, tmp_path):

@@ -126,6 +126,14 @@ def test_a_pipe_that_lacks_the_letters_gets_their_numbers(run, photo, tmp_path):
     assert "蘑菇 🍄.jpg" in json.loads(done.stdout.splitlines()[0])["image"]
 
 
+def test_a_reader_that_has_seen_enough_is_no_error_on_the_screen(run, drawn):
+    asked = subprocess.Popen([sys.executable, ROOT / "predict.py", drawn, "--checkpoint", run / "best.pt", "--tta", "1"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    asked.stdout.close()
+    assert "Traceback" not in asked.stderr.read()
+    assert asked.wait() == 1
+
+
 def test_a_folder_of_folds_answers_with_all_of_them(run, photo, tmp_path):
     saved = {k: v for k, v in checkpoint.load(run / "best.pt").items() if k != "format"}
     for fold, temperature in enumerate((0.5, 2.0)):

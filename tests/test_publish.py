@@ -1,5 +1,6 @@
 """tools/publish.py and tools/quantize.py: a model that leaves its run folder answers as it did there."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -93,6 +94,27 @@ def test_push_hands_the_folder_to_the_hub_and_an_error_leaves_it_on_the_disk(run
     monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: (_ for _ in ()).throw(OSError("401 Unauthorized")))
     with pytest.raises(CheckpointError, match=r"me/mushrooms: the hub did not take it \(401 Unauthorized\).*hf auth login"):
         publish.publish(run, push="me/mushrooms")
+
+
+def test_a_classifier_that_is_a_convolution_takes_our_head_and_another_kind_is_told(tmp_path):
+    for name, fits in (("resnetv2_18", True), ("swiftformer_xs", False)):
+        save_random_model(tmp_path / "best.pt", CLASSES, {}, name)
+        model, saved = load_model(tmp_path / "best.pt")
+        if not fits:
+            with pytest.raises(CheckpointError, match=f"{name}: timm's classifier is of another kind"):
+                publish.as_timm(model, saved)
+        else:
+            images = torch.rand(1, 3, 64, 64)
+            with torch.inference_mode():
+                ours = model.head(model.backbone(images)) / saved["temperature"]
+                torch.testing.assert_close(publish.as_timm(model, saved)(images), ours, rtol=1e-4, atol=1e-3)
+
+
+def test_an_unfinished_run_leaves_no_empty_folder(run, tmp_path):
+    shutil.copy(run / "best.pt", tmp_path)
+    with pytest.raises(CheckpointError, match="no finished run"):
+        publish.publish(tmp_path)
+    assert os.listdir(tmp_path) == ["best.pt"]
 
 
 def test_an_arcface_head_is_not_for_timm(run):

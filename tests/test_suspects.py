@@ -39,6 +39,9 @@ def test_where_no_label_is_in_doubt_there_is_no_picture(table, tmp_path, capsys)
 
 
 def test_another_table_is_named_with_the_remedy(table, tmp_path):
+    (tmp_path / "empty.csv").write_text("image,label,fold,a,b\n")
+    with pytest.raises(DataError, match=r"empty.csv: not a table of out-of-fold predictions"):
+        suspects.main(tmp_path / "empty.csv")
     with pytest.raises(DataError, match=r"none.csv: no such table. Give the oof.csv"):
         suspects.main(tmp_path / "none.csv")
     table.drop(columns="Amanita").to_csv(tmp_path / "cut.csv", index=False)

@@ -73,3 +73,12 @@ def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
     answers = pd.read_csv(tmp_path / "study" / "trial-000" / "val.csv")
     kept = -np.log([row[row.label] for _, row in answers.iterrows()])
     assert study.best_value == pytest.approx(kept.mean())                # not the log's least: that is the head's in all trials
+    with pytest.raises(ValueError, match=r"study: its trials have other flags .+ Give another --out"):
+        tune((*own, "--seed", "1"), 1, tmp_path / "study")
+
+
+@pytest.mark.parametrize("flags", [("--fold", "-1"), ("--dry-run",)])
+def test_what_is_not_one_training_cannot_be_tried(tmp_path, flags):
+    from tools.tune import tune
+    with pytest.raises(ValueError, match="a trial is one training"):
+        tune(flags, 1, tmp_path)

@@ -87,9 +87,11 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
     """run: a run's folder. push: USER/NAME on the Hugging Face hub (log in first: `hf auth login`); none = only the folder.
     license: of the model, as the hub names it; photos and pretrained weights have terms of their own. private: seen by you alone."""
     model, saved = load_model(run / "best.pt")
-    out = run / "model"
+    if not (run / "val.csv").is_file():
+        raise CheckpointError(f"{run}: no finished run, it holds no val.csv to tell how good it is. Let it end: main.py --resume {run}")
+    network, out = as_timm(model, saved), run / "model"
     out.mkdir(exist_ok=True)
-    save_for_hf(as_timm(model, saved), out, {"label_names": saved["classes"]}, safe_serialization=True)
+    save_for_hf(network, out, {"label_names": saved["classes"]}, safe_serialization=True)
     shutil.copyfile(export(run), out / "best.onnx")
     (out / "README.md").write_text(card(run, saved, push or f"USER/{run.resolve().name}", license), encoding="utf-8")
     if push:
@@ -112,8 +114,12 @@ def as_timm(model, saved: dict) -> torch.nn.Module:
     network = timm.create_model(saved["model"], num_classes=len(saved["classes"]), pretrained_cfg_overlay={
         "input_size": (3, size, size), "crop_pct": saved["crop"]})
     place = network.pretrained_cfg["classifier"]
+    theirs = network.state_dict()
     head = {f"{place}.{name}": value / saved["temperature"] for name, value in model.head.state_dict().items()}
-    network.load_state_dict({**model.backbone.state_dict(), **head})
+    weights = {**model.backbone.state_dict(), **head}
+    if weights.keys() != theirs.keys() or any(weights[name].numel() != theirs[name].numel() for name in theirs):
+        raise CheckpointError(f"{saved['model']}: timm's classifier is of another kind than our head. Share best.onnx, or best.pt.")
+    network.load_state_dict({name: weights[name].view_as(theirs[name]) for name in theirs})  # some are convolutions of 1 x 1
     return network.eval()
 
 

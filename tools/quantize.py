@@ -33,6 +33,8 @@ def quantize(run: Positional[Path]) -> Path:
     except ImportError as error:
         raise CheckpointError(f"quantize needs the package {error.name}: pip install -r requirements-extra.txt") from error
     source, out = run / "best.onnx", run / "best.int8.onnx"
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such file. Write it first: python -m tools.export {run}")
     plain = Predictor(source, tta=1)
     table = record.read_table(run / "photos.csv")
     learnt = table.path[table.side == "train"].sample(frac=1, random_state=0)

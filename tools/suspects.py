@@ -43,9 +43,9 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
         raise DataError(f"{predictions}: no such table. Give the oof.csv of a run over all folds.")
     table = read_table(predictions)
     strange = set(table.get("label", [])) - set(table.columns)
-    if not {*COLUMNS} <= set(table.columns) or strange:
+    if not {*COLUMNS} <= set(table.columns) or strange or table.empty:
         raise DataError(f"{predictions}: not a table of out-of-fold predictions ({', '.join(table.columns[:4])}, ...). "
-                        "Its first line must be image,label,fold and then the name of each class.")
+                        "Its first line must be image,label,fold and then the name of each class; a line for each photo.")
     found = suspects(table)
     write_table(out, found.round(4))
     if found.empty:

@@ -69,13 +69,23 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
 
 
 def tune(flags: tuple[str, ...], trials: int, out: Path):
-    """The optuna study after `trials` more trials; the first of all takes the defaults, so that a gain can be seen."""
+    """The optuna study after `trials` more trials; the first of all takes the defaults, so that a gain can be seen.
+
+    Raises ValueError for flags that are no trial's, or not those that the study began with.
+    """
     import optuna
+    config = tyro.cli(Config, args=list(flags))
+    if config.fold < 0 or config.dry_run or config.resume:
+        raise ValueError("a trial is one training: drop --fold -1, --dry-run and --resume.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="minimize",
         sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
+    began = study.user_attrs.get("flags", list(flags))
+    if began != list(flags):
+        raise ValueError(f"{out}: its trials have other flags ({shlex.join(began)}), and other scores with them. Give another --out.")
+    study.set_user_attr("flags", list(flags))
     if not study.trials:
         study.enqueue_trial({knob: getattr(Config, knob) for knob in ("lr", "rho", "mixup", "weight_decay")})
 
@@ -93,7 +103,10 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
         import optuna  # noqa: F401
     except ImportError:
         sys.exit("tuning needs the package optuna: pip install -r requirements-extra.txt")
-    best = tune(flags, trials, out).best_trial
+    study = tune(flags, trials, out)
+    if not any(trial.state.name == "COMPLETE" for trial in study.trials):
+        raise ValueError(f"{out}: each trial was ended early. Make more: the same command once more.")
+    best = study.best_trial
     command = shlex.join(["python", "main.py", *flags, *arguments({knob: f"{value:.4g}" for knob, value in best.params.items()})])
     print(f"best: trial {best.number}, val loss {best.value:.4f}. Confirm with other seeds:\n  {command} --seed 1")
 
@@ -101,5 +114,5 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
 if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
