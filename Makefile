@@ -23,6 +23,7 @@ test: $(VENV)/.dev
 
 browser: $(VENV)/.dev
 	$(PY) -m pip install --quiet playwright
+	command -v chromium > /dev/null || $(PY) -m playwright install chromium
 	mkdir -p runs
 	$(PY) -m pytest tests/browser_page.py --basetemp=runs/browser
 

@@ -12,6 +12,7 @@ import timm
 import torch
 from conftest import save_random_model
 
+import checkpoint
 import record
 from checkpoint import CheckpointError
 from predict import Predictor
@@ -76,6 +77,15 @@ def test_the_card_says_how_good_it_is_and_what_is_deadly(run, published):
     assert "On 12 photos" in card
     assert "Amanita: the liver fails." in card
     assert "Never eat a mushroom" in card
+
+
+def test_the_card_survives_the_names_of_classes(run, tmp_path):
+    folder, odd = shutil.copytree(run, tmp_path / "run"), "<b>Amanita|1"
+    for table in ("photos.csv", "val.csv"):
+        record.write_table(folder / table, record.read_table(folder / table).replace("Amanita", odd).rename(columns={"Amanita": odd}))
+    card = publish.card(folder, checkpoint.load(run / "best.pt") | {"classes": [odd, *CLASSES[1:]]}, "me/x", "mit")
+    assert [line.count("|") - line.count("\\|") for line in card.splitlines() if "Amanita" in line and line.startswith("|")] == [5]
+    assert "<b>" not in card
 
 
 def test_push_hands_the_folder_to_the_hub_and_an_error_leaves_it_on_the_disk(run, monkeypatch):

@@ -6,6 +6,7 @@ temperature folded into the head), best.onnx for predict.py and for programs wit
 
 from __future__ import annotations
 
+import html
 import shutil
 import sys
 from pathlib import Path
@@ -126,12 +127,13 @@ def as_timm(model, saved: dict) -> torch.nn.Module:
 def card(run: Path, saved: dict, repo: str, license: str) -> str:
     """The model card: what it is for, on what it was trained, how good it is, where it fails."""
     photos, (_, probs, labels), classes = record.read_table(run / "photos.csv"), record.read_answers(run / "val.csv"), saved["classes"]
+    names = [html.escape(name).replace("|", "\\|") for name in classes]  # Markdown takes tags as they are, and cuts tables at a bar
     scores, learnt = metrics.scores(probs, labels), photos.label[photos.side == "train"].value_counts()
-    rows = [f"| {name} | {learnt.get(name, 0)} | {judged:.0f} | {recall:.2f} |"
-            for name, (_, recall, _, judged) in zip(classes, metrics.per_class(probs, labels), strict=True)]
+    rows = [f"| {shown} | {learnt.get(name, 0)} | {judged:.0f} | {recall:.2f} |"
+            for name, shown, (_, recall, _, judged) in zip(classes, names, metrics.per_class(probs, labels), strict=True)]
     dangers = [f"{name}: {note['note']}." for name, note in saved["notes"].items() if note["danger"] == "deadly"]
     return CARD.format(
-        license=license, title=repo.split("/")[-1], classes=", ".join(classes), model=saved["model"], size=saved["image_size"],
+        license=license, title=repo.split("/")[-1], classes=", ".join(names), model=saved["model"], size=saved["image_size"],
         learnt=learnt.sum(), dangers=" ".join(dangers), judged=len(labels), **scores,
         error=np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / len(labels)), ece=metrics.calibration_error(probs, labels),
         rows="\n".join(rows), repo=repo, example=EXAMPLE)
