@@ -223,7 +223,9 @@ def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
 if __name__ == "__main__":
     spell_out()
     try:
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
+        code = main(tyro.cli(Options, description=__doc__))
+        sys.stdout.flush()  # here, where a closed pipe is caught
+        sys.exit(code)
     except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it closes what is left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
