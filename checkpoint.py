@@ -86,13 +86,17 @@ class atomic_file:
 
 
 def models_of(place: Path) -> list[Path]:
-    """The models that a path names: the file itself; in a run's folder best.pt, or the best.pt of each fold. Raises CheckpointError."""
+    """The models that a path names: itself; in a run's folder best.pt, or those of its folds, all trained. Raises CheckpointError."""
     if not place.is_dir():
         return [place]
-    found = sorted(place.glob("best.pt")) or sorted(place.glob("fold*/best.pt"))
-    if not found:
+    folds = sorted(place.glob("fold*/best.pt"))
+    if (place / "best.pt").is_file():
+        return [place / "best.pt"]
+    if folds and not (place / "oof.csv").is_file():  # until its end a model does not know what is unknown to it
+        raise CheckpointError(f"{place}: not all of its folds are trained. Go on by the command that began it, or pass one: {folds[0]}")
+    if not folds:
         raise CheckpointError(f"{place}: holds no best.pt, nor a fold with one. Pass --checkpoint a run's folder, or a model in it.")
-    return found
+    return folds
 
 
 def check_exists(path: Path) -> None:

@@ -102,6 +102,8 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
     side = side.where(judges == judges.groupby(table.cluster).transform("max"), "")
     free = (table.error == "") & ((side == "train") | (table.side == ""))
     if not (side == "val").any():
+        if ((table.side == "val") & (table.error == "")).any():
+            raise DataError("each photo of val/ is like one of test/: give val/ others, or remove it, and a part of train/ validates.")
         if free.any() and table.label[free].value_counts().max() < folds:
             raise DataError(f"no class has {folds} photos, so they cannot be cut into {folds} folds: add photos, or lower --folds.")
         if table.cluster[free].nunique() < folds:

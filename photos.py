@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
-              ".heic", ".heif", ".avif"}  # the last are not read, but named: a phone's photos should not vanish without a word
+              ".avif", ".heic", ".heif"}  # where they cannot be read they are named: a phone's photos should not vanish without a word
 MAX_PIXELS = 150_000_000  # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
 MAX_BYTES = 500_000_000  # of a file; the largest scans are smaller
 THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
@@ -51,7 +51,8 @@ def shown(path: str | os.PathLike) -> str:
 def spell_out() -> None:
     """From here on, letters that the terminal or pipe has not are printed as their numbers: Windows' pipes are seldom UTF-8."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):  # a notebook's is not, and has all letters
+            stream.reconfigure(errors="backslashreplace")
 
 
 def is_name(text: str) -> bool:

@@ -93,7 +93,7 @@ def confusion(path: Path, counts: np.ndarray, classes: Sequence[str], share: boo
 
 def class_scores(path: Path, scores: np.ndarray, classes: Sequence[str]) -> None:
     """Precision, recall and F1 of each class, worst F1 below; scores float (K, 4) of metrics.per_class. Of more than MOST, the worst."""
-    order = np.argsort(-np.nan_to_num(scores[:, 2]), kind="stable")[::-1][:MOST]
+    order = np.argsort(-np.nan_to_num(scores[:, 2], nan=2.0), kind="stable")[::-1][:MOST]  # those that no photo judges come first
     with picture(path, 7.5, 1 + 0.3 * len(order)) as figure:
         axes = figure.subplots()
         rows, (precision, recall, f1, _) = np.arange(len(order)), scores[order].T
@@ -103,6 +103,7 @@ def class_scores(path: Path, scores: np.ndarray, classes: Sequence[str]) -> None
         axes.scatter(f1, rows, color="black", marker="|", s=90, label="F1")
         axes.set(yticks=rows, xlim=(-0.02, 1.02), ylim=(-0.7, len(order) - 0.3))
         axes.set_yticklabels([f"{classes[i]} ({scores[i, 3]:.0f})" for i in order])
+        axes.set_title(f"the worst {MOST} of {len(classes)} classes" if len(classes) > MOST else "")
         axes.xaxis.set_major_formatter(PercentFormatter(1))
         figure.legend(loc="outside upper left", ncols=3, fontsize=8)
 
@@ -126,7 +127,8 @@ def calibration(path: Path, probs: np.ndarray, labels: np.ndarray) -> None:
 
 def balance(path: Path, photos: pd.DataFrame) -> None:
     """Photos of each class and side, stacked; a row a class, a column a side. Of more than MOST, the classes with the fewest."""
-    if len(photos) > MOST:
+    title = f"the {MOST} with the fewest photos, of {len(photos)} classes" if len(photos) > MOST else ""
+    if title:
         photos = photos.loc[photos.sum(axis=1).sort_values(kind="stable").index[:MOST]]
     with picture(path, 7.5, 1 + 0.27 * len(photos)) as figure:
         axes = figure.subplots()
@@ -134,6 +136,7 @@ def balance(path: Path, photos: pd.DataFrame) -> None:
         for side, colour in zip(photos, (BLUE, ORANGE, GREY), strict=False):
             axes.barh(photos.index, photos[side], left=left, color=colour, label=side)
             left += photos[side].to_numpy()
+        axes.set_title(title)
         axes.bar_label(axes.containers[-1], [f"{n:.0f}" for n in left], padding=3, fontsize=8)
         axes.invert_yaxis()
         axes.margins(y=0.01)

@@ -117,35 +117,49 @@ def main(options: Options) -> int:
 
     unknown, deadly = known < predictor.limit, trust.deadly_share(probs, predictor.classes, predictor.notes)
     more = {"known": known, "unknown": np.where(unknown, "yes", "no"), "deadly": deadly}
+    if options.csv:
+        write_csv(options.csv, paths, probs, more, errors, predictor.classes)
+    try:
+        tell(options, predictor, paths, labels, probs, more, errors)
+        sys.stdout.flush()  # here, where a closed pipe is caught
+    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it closes what is left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if options.explain:
+        from explain import draw_reasons  # it needs matplotlib and grad-cam: only who asks waits for them
+        read = [i for i in range(len(paths)) if i not in errors]
+        draw_reasons(options.explain, predictor.paths[0], [paths[i] for i in read], probs[read], predictor.classes)
+    return 1 if errors else 0
+
+
+def tell(options: Options, predictor: Predictor, paths: Sequence[str], labels: Sequence[str], probs: np.ndarray,
+         more: dict[str, np.ndarray], errors: dict[int, str]) -> None:
+    """The answers on the screen: of one photo the three likeliest classes, of many a line each; scores where `labels` tell the truth."""
     if options.json:
         print_json(paths, probs, more, errors, predictor.classes)
-    elif len(paths) == 1 and not errors:
+        return
+    if len(paths) == 1 and not errors:
         for i in probs[0].argsort()[::-1][:3]:
             print(f"{probs[0, i]:6.1%}  {predictor.classes[i]}")
-        if unknown[0]:
-            print(f"unknown: it looks like none of the classes (known {known[0]:.2f}, below {predictor.limit:.2f})")
+        if more["unknown"][0] == "yes":
+            print(f"unknown: it looks like none of the classes (known {more['known'][0]:.2f}, below {predictor.limit:.2f})")
         if warning := trust.warning(probs[0], predictor.classes, predictor.notes):
             print(warning)
     else:
         for i, path in enumerate(paths):
             answer = f"{predictor.classes[probs[i].argmax()]} {probs[i].max():.1%}" if i not in errors else f"error: {errors[i]}"
-            remarks = ["unknown"] * bool(unknown[i]) + [f"deadly genera {deadly[i]:.0%}"] * bool(deadly[i] >= trust.NOTICEABLE)
+            remarks = ["unknown"] * (more["unknown"][i] == "yes")
+            remarks += [f"deadly genera {more['deadly'][i]:.0%}"] * bool(more["deadly"][i] >= trust.NOTICEABLE)
             print(f"{shown(path)}: {', '.join([answer, *remarks])}")
-    if not (options.quiet or options.json):
-        print(CAUTION)
-    if options.csv:
-        write_csv(options.csv, paths, probs, more, errors, predictor.classes)
-    if options.explain:
-        from explain import draw_reasons  # it needs matplotlib and grad-cam: only who asks waits for them
-        read = [i for i in range(len(paths)) if i not in errors]
-        draw_reasons(options.explain, predictor.paths[0], [paths[i] for i in read], probs[read], predictor.classes)
+    if options.quiet:
+        return
+    print(CAUTION)
     told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
-    if told and len(set(labels)) > 1 and not (options.quiet or options.json):
+    if told and len(set(labels)) > 1:
         try:
             print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
         except ImportError:  # an exported model answers without
             print("\nthe photos' folders say their classes; to have the answers scored: pip install pandas scikit-learn")
-    return 1 if errors else 0
 
 
 def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
@@ -187,7 +201,7 @@ def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarr
             "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
             **{name: str(column[i]) if column.dtype.kind == "U" else round(float(column[i]), 6) for name, column in more.items()},
             "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
-        plain = path.isprintable() and "utf" in sys.stdout.encoding.lower()  # a name that is no UTF-8 cannot be printed
+        plain = path.isprintable() and "utf" in (sys.stdout.encoding or "").lower()  # a name that is no UTF-8 cannot be printed
         print(json.dumps(line, ensure_ascii=not plain))
 
 
@@ -223,11 +237,6 @@ def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
 if __name__ == "__main__":
     spell_out()
     try:
-        code = main(tyro.cli(Options, description=__doc__))
-        sys.stdout.flush()  # here, where a closed pipe is caught
-        sys.exit(code)
-    except BrokenPipeError:  # `| head` has seen enough; Python would complain once more when it closes what is left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        sys.exit(main(tyro.cli(Options, description=__doc__)))
     except ValueError as error:
         sys.exit(str(error))

@@ -130,6 +130,14 @@ def test_what_is_like_a_photo_that_judges_is_set_aside(tmp_path):
             assert f"{len(aside)} photos set aside, as they are like some that validate or test, e.g." in describe(table)
 
 
+def test_a_val_folder_that_is_a_copy_of_test_is_refused(tmp_path):
+    for side, photos in (("train", 10), ("test", 2)):
+        make_photos(tmp_path / side, {"a": photos, "b": photos}, seed=photos)
+    shutil.copytree(tmp_path / "test", tmp_path / "val")
+    with pytest.raises(DataError, match="each photo of val/ is like one of test/"):
+        ready(tmp_path)
+
+
 def test_classes_of_one_find_each_leave_nothing_to_validate():
     table = pd.DataFrame({"path": list("12345678"), "label": list("aaaabbbb"), "side": "", "error": "", "cluster": [0] * 4 + [1] * 4})
     with pytest.raises(DataError, match="no photo is left to validate"):

@@ -1,5 +1,6 @@
 import io
 import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from photos import MAX_PIXELS, PhotoError, is_photo, read_photo
+from photos import MAX_PIXELS, PhotoError, is_photo, read_photo, spell_out
 
 
 @pytest.fixture
@@ -23,6 +24,11 @@ def assert_is_scene(photo: np.ndarray) -> None:
     assert photo.shape == (120, 160, 3)
     for (y, x), colour in {(40, 20): (200, 0, 0), (40, 140): (0, 200, 0), (110, 80): (0, 0, 200)}.items():
         assert np.abs(photo[y, x].astype(int) - colour).max() < 12
+
+
+def test_a_notebook_s_screen_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())                       # as little a file as a notebook's
+    spell_out()
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.gif", "грибы 蘑菇 🍄.jpg"])

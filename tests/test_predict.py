@@ -141,6 +141,9 @@ def test_a_folder_of_folds_answers_with_all_of_them(run, photo, tmp_path):
         (tmp_path / f"fold{fold}").mkdir()
         checkpoint.save(tmp_path / f"fold{fold}/best.pt", saved | {"temperature": temperature})
     each = [Predictor(tmp_path / f"fold{fold}/best.pt")(photo) for fold in range(2)]
+    with pytest.raises(ValueError, match="not all of its folds are trained. Go on by the command that began it, or pass one: .*fold0"):
+        Predictor(tmp_path)
+    (tmp_path / "oof.csv").touch()
     together = Predictor(tmp_path)(photo)
     assert together == pytest.approx({name: (each[0][name] + each[1][name]) / 2 for name in together}, abs=1e-6)
     assert Predictor(run)(photo) == Predictor(run / "best.pt")(photo)

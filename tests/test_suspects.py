@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from dataset import DataError
+from photos import PhotoError
 from tools import suspects
 
 
@@ -28,6 +29,12 @@ def test_the_photos_under_a_wrong_label_are_found_and_shown(table, tmp_path, cap
     assert found.prob.is_monotonic_increasing
     assert (tmp_path / "suspects.png").stat().st_size > 10_000
     assert "2 of 36 labels in doubt" in capsys.readouterr().out
+
+
+def test_a_photo_that_has_moved_is_named(table, tmp_path):
+    table.assign(image="gone.jpg").to_csv(tmp_path / "oof.csv", index=False)
+    with pytest.raises(PhotoError, match="gone.jpg: cannot be opened"):
+        suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")
 
 
 def test_where_no_label_is_in_doubt_there_is_no_picture(table, tmp_path, capsys):

@@ -12,6 +12,7 @@ import tyro
 
 import plots
 import record
+from photos import spell_out
 from tools.page import image, section, table, write_page
 
 
@@ -64,6 +65,7 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
 
 
 if __name__ == "__main__":
+    spell_out()
     try:
         tyro.cli(main, description=__doc__)
     except ValueError as error:

@@ -23,7 +23,7 @@ import record
 from config import Config
 from dataset import SIDES
 from explain import Explainer, ExplainError, reasons_sheet
-from photos import read_photo
+from photos import read_photo, spell_out
 from pictures import contact_sheet
 from predict import CAUTION
 from tools.page import figures, image, section, table, write_page
@@ -121,6 +121,7 @@ def main(run: Positional[Path]) -> None:
 
 
 if __name__ == "__main__":
+    spell_out()
     try:
         tyro.cli(main, description=__doc__)
     except ValueError as error:

@@ -21,6 +21,7 @@ import record
 from checkpoint import CheckpointError
 from dataset import Batches, Photos, make_loader
 from model import build_model
+from photos import spell_out
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
@@ -92,6 +93,7 @@ def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.
 
 
 if __name__ == "__main__":
+    spell_out()
     try:
         tyro.cli(main, description=__doc__)
     except ValueError as error:
