@@ -48,6 +48,19 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
         soup.main((tmp_path / "soup.pt",), out=tmp_path / "again.pt")
 
 
+def test_a_soup_of_folds_has_no_score_and_their_mean_temperature(run, small_config, tmp_path, capsys):
+    folds = main.train_each_fold(dataclasses.replace(small_config, fold=-1, folds=2, epochs=1))
+    capsys.readouterr()
+    soup.main((folds,), out=tmp_path / "soup.pt", workers=0)
+    assert capsys.readouterr().out.endswith("soup.pt: the mean of 2 models; no score, as each photo was learnt from by some of them\n")
+    one, two, mean = (checkpoint.load(path) for path in (folds / "fold0/best.pt", folds / "fold1/best.pt", tmp_path / "soup.pt"))
+    torch.testing.assert_close(mean["weights"]["head.weight"], (one["weights"]["head.weight"] + two["weights"]["head.weight"]) / 2)
+    for name in ("temperature", "known_limit"):
+        assert mean[name] == pytest.approx((one[name] + two[name]) / 2)
+    with pytest.raises(CheckpointError, match="--greedy: the runs have other splits"):
+        soup.main((folds,), out=tmp_path / "soup.pt", greedy=True, workers=0)
+
+
 def test_photos_that_have_moved_are_named(run, tmp_path):
     shutil.copy(run / "best.pt", tmp_path)
     record.write_table(tmp_path / "photos.csv", record.read_table(run / "photos.csv").assign(path="gone.jpg"))

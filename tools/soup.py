@@ -18,7 +18,7 @@ import engine
 import fitting
 import metrics
 import record
-from checkpoint import CheckpointError
+from checkpoint import CheckpointError, models_of
 from dataset import Batches, Photos, make_loader
 from model import build_model
 from photos import spell_out
@@ -28,11 +28,13 @@ from views import ANSWER_VIEWS, FixedViews
 
 def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"), greedy: bool = False, batch: int = 32,
          workers: int = -1) -> None:
-    """The mean of the checkpoints' weights (Wortsman et al. 2022, arXiv 2203.05482), judged on the first run's validation photos.
+    """The mean of the checkpoints' weights (Wortsman et al. 2022, arXiv 2203.05482), judged on their validation photos.
 
-    checkpoints: best.pt of runs that began at the same pretrained weights, with the same classes and split: a photo that one of
-    them trained on must not judge. greedy: best first, each is added only if the accuracy does not fall. Raises CheckpointError.
+    checkpoints: best.pt of runs, or run folders, that began at the same pretrained weights, with the same classes. Where their splits
+    differ, as folds' do, no photo is left to judge the mean by, and its temperature and limit are the means of theirs. greedy: best first,
+    each is added only if the accuracy does not fall. Raises CheckpointError.
     """
+    checkpoints = tuple(model for place in checkpoints for model in models_of(place))
     if not checkpoints:
         raise CheckpointError("no checkpoint given. Pass best.pt of two runs or more.")
     saved = [checkpoint.load(path) for path in checkpoints]
@@ -40,6 +42,9 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         for what in ("model", "head", "classes", "image_size", "crop"):
             if other[what] != saved[0][what]:
                 raise CheckpointError(f"{path}: has another {what} than {checkpoints[0]}. Average models that differ in weights alone.")
+    one_split = len({tuple(other["config"][knob] for knob in ("data", "folds", "fold", "seed")) for other in saved}) == 1
+    if greedy and not one_split:
+        raise CheckpointError("--greedy: the runs have other splits, so that each photo was learnt from by one of them. Leave it out.")
     first, accelerator = saved[0], Accelerator()
     photos = checkpoints[0].parent / "photos.csv"
     if not photos.is_file():
@@ -56,18 +61,28 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     val_loader = loader_of("val", FixedViews(size, crop), size / crop)
     by_batch = any(not other["config"]["keep_batchnorm"] or other["config"]["weights"] == "none" for other in saved)
 
-    def accuracy(*weights: dict[str, torch.Tensor]) -> float:
-        """Of the mean of these weights, which the model has afterwards."""
+    def mix(*weights: dict[str, torch.Tensor]) -> None:
+        """The mean of these weights into the model."""
         model.load_state_dict(mean_weights(weights))
         if by_batch and len(weights) > 1:                                  # statistics of other weights than these
             views = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL)
             update_bn((engine.to_device(images.flatten(0, -4), accelerator) for images, index, _ in views if len(index)), model)
+
+    def accuracy(*weights: dict[str, torch.Tensor]) -> float:
+        """Of the mean of these weights, which the model has afterwards."""
+        mix(*weights)
         probs, _ = engine.predict_probs(model, val_loader, len(first["classes"]), accelerator)
         read = ~np.isnan(probs).any(1)
         if not read.any():
             raise CheckpointError(f"{photos}: none of its validation photos is where it was ({table.path[0]}). Put them back.")
         return metrics.accuracy(probs[read], labels["val"].numpy()[read])
 
+    if not one_split:
+        mix(*(other["weights"] for other in saved))
+        trusted = {name: float(np.mean([other[name] for other in saved])) for name in ("temperature", "known_limit")}
+        checkpoint.save(out, {**first, "weights": model.state_dict(), **trusted})
+        print(f"{out}: the mean of {len(saved)} models; no score, as each photo was learnt from by some of them")
+        return
     alone = [accuracy(other["weights"]) for other in saved]
     for path, score in zip(checkpoints, alone, strict=True):
         print(f"{path}: accuracy {score:.4f}")
