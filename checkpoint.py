@@ -74,7 +74,6 @@ class atomic_file:
             if os.path.exists(self.file.name):
                 os.unlink(self.file.name)
 
-
     def replace(self) -> None:
         """Windows refuses while another program has the old file open: a virus scanner for a moment, a spreadsheet until it is closed."""
         for patience in (0.1, 0.3, 1, 3):
@@ -89,13 +88,13 @@ def models_of(place: Path) -> list[Path]:
     """The models that a path names: itself; in a run's folder best.pt, or those of its folds, all trained. Raises CheckpointError."""
     if not place.is_dir():
         return [place]
-    folds = sorted(place.glob("fold*/best.pt"))
     if (place / "best.pt").is_file():
         return [place / "best.pt"]
-    if folds and not (place / "oof.csv").is_file():  # until its end a model does not know what is unknown to it
-        raise CheckpointError(f"{place}: not all of its folds are trained. Go on by the command that began it, or pass one: {folds[0]}")
+    folds = sorted(place.glob("fold*/best.pt"))
     if not folds:
         raise CheckpointError(f"{place}: holds no best.pt, nor a fold with one. Pass --checkpoint a run's folder, or a model in it.")
+    if not (place / "oof.csv").is_file():  # until its end a model does not know what is unknown to it
+        raise CheckpointError(f"{place}: not all of its folds are trained. Go on by the command that began it, or pass one: {folds[0]}")
     return folds
 
 

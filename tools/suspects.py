@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from dataset import DataError
-from photos import PhotoError, read_photo, spell_out
+from photos import read_named, spell_out
 from pictures import contact_sheet
 from record import read_table, write_table
 from views import crop_view
@@ -52,16 +52,9 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
         print(f"{out}: none of {len(table)} labels is in doubt; there is nothing to draw")
         return
     shown = found.head(most)
-    contact_sheet(out.with_suffix(".png"), [square(image) for image in shown.image],
+    contact_sheet(out.with_suffix(".png"), [crop_view(read_named(image, 224), 224, 1.0) for image in shown.image],
                   [f"{row.label} {row.prob:.0%}\n{row.answer} {row.answer_prob:.0%}?" for row in shown.itertuples()])
     print(f"{out}: {len(found)} of {len(table)} labels in doubt; {out.with_suffix('.png')} shows the first {len(shown)}")
-
-
-def square(image: str) -> np.ndarray:
-    try:
-        return crop_view(read_photo(image, 224), 224, 1.0)
-    except PhotoError as error:
-        raise PhotoError(f"{image}: {error}") from error
 
 
 if __name__ == "__main__":
