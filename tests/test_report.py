@@ -41,7 +41,7 @@ def test_no_run_and_no_photos_are_told(run, tmp_path):
 
 
 @pytest.mark.parametrize("classes", [["edible", "deadly"], [f"Pseudoclitocybe cyathiformis {i}" for i in range(30)],
-                                     [f"Pseudoclitocybe cyathiformis {i}" for i in range(1000)]], ids=len)
+                                     [f"Pseudoclitocybe cyathiformis {i}" for i in range(100)]], ids=len)
 def test_nothing_of_a_picture_is_cut_off_or_overlaps(classes, rng, tmp_path, monkeypatch):
     """Text stays inside the picture and off other text of its axes."""
     seen = []
