@@ -3,10 +3,13 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 
 import pandas as pd
 import pytest
+import torch
 
 import checkpoint
 from photos import PhotoError
@@ -45,6 +48,25 @@ def test_a_crash_and_a_hang_are_counted_and_the_next_photo_is_read(monkeypatch):
     monkeypatch.setattr(torture, "PATIENCE", 0.5)
     monkeypatch.setattr(torture, "fuzzed", lambda count, seed: [b"crash", b"good", b"hang", b"bad", b"bug", b"good"])
     assert "2 read, 1 refused, 1 crashed, 1 hung, 1 other error" in torture.fuzz_photos(6, 0)
+
+
+def test_a_training_that_fails_by_itself_ends_the_count_instead_of_being_tried_for_ever(monkeypatch):
+    """As on a full disk, where the tests once ran until CI's time was over."""
+    failing = [*interruptions.NEW[:-1], "--epochs", "0", "--out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(interruptions, "_reference", lambda work: (60, torch.zeros(1)))
+        patch.setattr(interruptions, "NEW", failing)
+        with pytest.raises(RuntimeError, match="--epochs 0: training needs at least one pass"):
+            interruptions.kill_and_resume(1, seed=0)
+
+    def launch(work, processes, machines, *arguments):
+        code = f"print('No space left on device'); raise SystemExit({int('killed' in arguments[-1])})"
+        return [subprocess.Popen([sys.executable, "-c", code], text=True, stdout=subprocess.PIPE)]
+
+    for name, fake in (("_launch", launch), ("_difference", lambda *_: 0.0), ("_apart", lambda *_: 0.0)):
+        monkeypatch.setattr(interruptions, name, fake)
+    with pytest.raises(RuntimeError, match="before its first checkpoint: No space left on device"):
+        interruptions.several_processes(1, seed=0)
 
 
 def test_runs_that_differ_are_told_apart(tmp_path, run):

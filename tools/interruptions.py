@@ -44,6 +44,8 @@ def kill_and_resume(count: int, seed: int) -> str:
                 process = _start(work, *again, out.name)
                 process.join(rng.uniform(0, length))
                 kills += process.is_alive()
+                if process.exitcode:  # not by us
+                    raise RuntimeError((work / "screen.txt").read_text())
                 process.kill()
                 process.join()
                 if (out / "last.pt").exists():
@@ -145,6 +147,8 @@ def several_processes(count: int, seed: int) -> list[str]:
             out = work / f"killed{kill}"
             launchers = _launch(work, 4 if kill % 2 else 2, 2 if kill % 2 else 1, *first, "--out", out.name)
             while not (out / "last.pt").exists():
+                if launchers[0].poll():
+                    raise RuntimeError(f"before its first checkpoint: {launchers[0].stdout.read()}")
                 time.sleep(0.05)
             time.sleep(rng.uniform(0, 2))
             victims = [child for child in psutil.Process(launchers[0].pid).children() if "main.py" in " ".join(child.cmdline())]
