@@ -6,7 +6,7 @@ FROM python:3.12-slim
 WORKDIR /app
 COPY requirements.txt .
 # torch first, from its own index: PyPI's brings 6 GB of CUDA
-RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch>=2.6" "torchvision>=0.21" \
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch>=2.10" "torchvision>=0.25" \
     && pip install --no-cache-dir -r requirements.txt
 COPY . .
 RUN useradd --create-home --uid 1000 mushrooms && mkdir -p runs && chown 1000 runs

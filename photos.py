@@ -8,26 +8,28 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import stat
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import imagesize
 import numpy as np
-from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
               ".avif", ".heic", ".heif"}  # where they cannot be read they are named: a phone's photos should not vanish without a word
 MAX_PIXELS = 150_000_000  # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
 MAX_BYTES = 500_000_000  # of a file; the largest scans are smaller
+# How a file begins that OpenCV is given: JPEG, PNG, GIF, BMP, WEBP, TIFF, AVIF. Its other decoders are for no photo, and one
+# (JPEG 2000, OpenJPEG 2.5.3) is known to write where it may not (GHSA-78g4-xqwv-q3g8).
+BEGINNING = re.compile(rb"\xff\xd8|\x89PNG|GIF8|BM|RIFF....WEBP|II\*\0|II\+\0|MM\0\*|....ftyp.{0,40}avif", re.DOTALL)
+PROGRESSIVE = re.compile(rb"\xff[\xc2\xc6\xca\xce]")  # a JPEG's frame marker
 THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
               "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
 
-Image.MAX_IMAGE_PIXELS = None  # a header that promises a huge picture is our MAX_PIXELS' business: decoding happens after the check
-warnings.filterwarnings("ignore", module=r"PIL\.")  # what a broken photo lacks, PhotoError says with its name
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # likewise
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what a broken photo lacks, PhotoError says with its name
 
 
 class PhotoError(ValueError):
@@ -132,18 +134,17 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         raise PhotoError(f"cannot be opened ({error.strerror})") from error
     if not data:
         raise PhotoError("the file is empty")
-    try:
-        with Image.open(io.BytesIO(data)) as header:  # reads only the header
-            kind, (width, height), progressive = header.format, header.size, "progressive" in header.info
-    except Exception as error:  # PIL raises whatever its plugins do on broken headers
-        raise PhotoError("not a photo, or of a kind that is not supported") from error
+    width, height = _size(data)
     shrink = 1
-    while kind == "JPEG" and min_side and shrink < 8 and min(width, height) // (2 * shrink) >= min_side:
+    while data.startswith(b"\xff\xd8") and min_side and shrink < 8 and min(width, height) // (2 * shrink) >= min_side:
         shrink *= 2
-    if width * height / (1 if progressive else shrink**2) > MAX_PIXELS:  # a progressive JPEG is unpacked whole, then shrunk
+    unpacked = width * height / shrink**2
+    if unpacked > MAX_PIXELS or (width * height > MAX_PIXELS and PROGRESSIVE.search(data)):  # such a JPEG is unpacked whole, then shrunk
         raise PhotoError(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} million: make it smaller")
-    if kind == "PNG" and _ends_early(data):
+    if data.startswith(b"\x89PNG") and _ends_early(data):
         raise PhotoError("it is cut off or broken")
+    if data.startswith((b"II", b"MM")) and _tags_claim(data) > len(data):
+        raise PhotoError("its tags claim more than it holds")
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
     try:
         photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags[shrink])
@@ -152,6 +153,30 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     if photo is None:
         raise PhotoError("it is cut off or broken")
     return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+
+
+def _size(data: bytes) -> tuple[int, int]:
+    """Width and height, from the header alone. Not by Pillow, which fetches all metadata with it: a file of 1 MB took it 15 GB, another
+    of 4 MB half a minute."""
+    try:
+        width, height = imagesize.get(io.BytesIO(data), exif_rotation=False) if BEGINNING.match(data) else (0, 0)
+    except Exception:  # whatever it meets in a broken header
+        width, height = 0, 0
+    if min(width, height) < 1:
+        raise PhotoError("not a photo, or of a kind that is not supported")
+    return width, height
+
+
+def _tags_claim(tiff: bytes) -> float:
+    """How many values the tags of a TIFF's first picture say they have: where tags share them, libtiff keeps a copy for each."""
+    order, (word, count) = "<" if tiff.startswith(b"II") else ">", ("u8", "u8") if tiff[2:3] == b"+" else ("u4", "u2")
+    try:
+        at = int(np.frombuffer(tiff, order + word, 1, 8 if word == "u8" else 4)[0])
+        tags = int(np.frombuffer(tiff, order + count, 1, at)[0])
+        tag = np.dtype([("name", order + "u2"), ("kind", order + "u2"), ("values", order + word), ("where", order + word)])
+        return np.frombuffer(tiff, tag, tags, at + int(count[1]))["values"].sum(dtype=float)
+    except (ValueError, OverflowError):  # the end of the file comes first
+        return np.inf
 
 
 def _ends_early(png: bytes) -> bool:

@@ -31,9 +31,9 @@ def test_a_notebook_s_screen_is_left_as_it_is(monkeypatch):
     spell_out()
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.gif", "грибы 蘑菇 🍄.jpg"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp", "a.tif", "a.gif", "a.avif", "грибы 蘑菇 🍄.jpg"])
 def test_kinds_of_files_and_names(scene, tmp_path, name):
-    scene.save(tmp_path / name, **({"quality": 95} if Path(name).suffix in {".jpg", ".webp"} else {}))
+    scene.save(tmp_path / name, **({"quality": 95} if Path(name).suffix in {".jpg", ".webp", ".avif"} else {}))
     assert_is_scene(read_photo(tmp_path / name))
 
 
@@ -114,6 +114,20 @@ def test_a_png_whose_chunk_claims_gigabytes_is_refused_before_memory_is_fetched_
         (tmp_path / "a.png").write_bytes(broken)
         with pytest.raises(PhotoError, match="cut off"):
             read_photo(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_tiff_whose_tags_share_their_values_is_refused_before_it_is_decoded(tmp_path, monkeypatch, big):
+    scene = Image.linear_gradient("L")
+    scene.save(tmp_path / "a.tif", big_tiff=big, tiffinfo={270: "an honest tag " * 5_000})
+    assert read_photo(tmp_path / "a.tif").shape == (256, 256, 3)
+    data = (tmp_path / "a.tif").read_bytes()
+    count = (70_001).to_bytes(8 if big else 4, "little")
+    assert data.count(count) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(count, (150_000).to_bytes(len(count), "little")))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(PhotoError, match="claim more"):
+        read_photo(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize(("name", "expected"), [("a.jpg", True), ("A.JPEG", True), ("a.txt", False), ("._a.jpg", False), ("jpg", False)])

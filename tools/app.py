@@ -116,6 +116,7 @@ def main(options: Options) -> None:
     print(f"model: {', '.join(map(str, checkpoints))}", flush=True)
     App(checkpoints).page().launch(
         server_name=options.host, server_port=options.port or None, max_file_size=LARGEST,
+        ssr_mode=False,  # a second server, in Node, that has let strangers use its owner's token (CVE-2026-134825)
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), footer_links=[])  # no fonts from the net
 
 

@@ -38,6 +38,19 @@ def png_header(width: int, height: int) -> bytes:
             + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b""))
 
 
+def tiff_of_shared_tags(tags: int, size: int) -> bytes:
+    """A TIFF of `size` bytes, 64 x 64 pixels it says; each of its tags says that the whole file is its value."""
+    entries = struct.pack("<HHIIHHII", 256, 4, 1, 64, 257, 4, 1, 64)
+    entries += b"".join(struct.pack("<HHII", 40_000 + i, 7, size - 8, 8) for i in range(tags))
+    return (b"II*\0" + struct.pack("<IH", 8, tags + 2) + entries + bytes(4)).ljust(size, b"\0")
+
+
+def with_exif(jpeg: bytes, exif: bytes) -> bytes:
+    """The JPEG with `exif` in front of all else, in as many parts as it takes."""
+    parts = [b"Exif\0\0" + exif[at:at + 65_000] for at in range(0, len(exif), 65_000)]
+    return jpeg[:2] + b"".join(b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part for part in parts) + jpeg[20:]
+
+
 def unreadable_files() -> dict[str, bytes]:
     """File name: content that is no photo, or part of one."""
     jpeg, png, webp, gif, tiff = (encoded(scene(), kind) for kind in ("JPEG", "PNG", "WEBP", "GIF", "TIFF"))
@@ -47,7 +60,9 @@ def unreadable_files() -> dict[str, bytes]:
              "0 wide.png": png_header(0, 10), "0 high.png": png_header(10, 0), "promise.png": png_header(400, 300),
              "30000 x 30000.png": png_header(30_000, 30_000), "2 billion wide.png": png_header(2**31 - 1, 2**31 - 1),
              "bomb.png": encoded(Image.new("1", (13_000, 13_000)), "PNG"), "only soi.jpg": jpeg[:2], "header alone.jpg": jpeg[:200],
-             "broken idat.png": png[:60] + b"\0" * 40 + png[100:], "broken crc.png": png[:29] + b"\0\0\0\0" + png[33:],
+             "shared tags.tif": tiff_of_shared_tags(2_000, 2_000_000), "jpeg 2000.jpg": encoded(scene(), "JPEG2000"),
+             "portable.png": encoded(scene(), "PPM"), "broken crc.png": png[:29] + b"\0\0\0\0" + png[33:],
+             "broken idat.png": png[:60] + b"\0" * 40 + png[100:],
              "cut.webp": webp[:len(webp) // 2], "riff alone.webp": webp[:12], "cut.gif": gif[:20], "cut.tif": tiff[:100],
              "nan.tif": encoded(Image.fromarray(np.full((60, 80), np.nan, np.float32)), "TIFF")}
     files |= {f"cut at {tenth} tenths.jpg": jpeg[:len(jpeg) * tenth // 10] for tenth in range(1, 10)}
@@ -69,6 +84,8 @@ def odd_files() -> dict[str, bytes]:
              "16 bit.png": encoded(Image.fromarray(np.full((60, 80), 40_000, np.uint16)), "PNG"),
              "a png.jpg": encoded(scene(), "PNG"), "a jpg.png": encoded(scene(), "JPEG"),
              "progressive.jpg": encoded(scene(), "JPEG", progressive=True),
+             "exif again and again.jpg": with_exif(encoded(scene(), "JPEG"), b"Exif\0\0" * 650_000),
+             "shared exif tags.jpg": with_exif(encoded(scene(), "JPEG"), tiff_of_shared_tags(20_000, 730_000)),
              "text chunk.png": encoded(scene(), "PNG", pnginfo=text), "tail.jpg": encoded(scene(), "JPEG") + HTML}
     for kind in ("gif", "png", "webp", "tiff"):
         files[f"animated.{kind}"] = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
