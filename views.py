@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import cv2
@@ -38,7 +39,8 @@ class FixedViews:
         self.size, self.crop, self.count = size, crop, views
 
     def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
-        return np.stack([crop_view(photo, self.size, self.crop, view) for view in VIEWS[:self.count]])
+        cut = functools.cache(lambda view: crop_view(photo, self.size, self.crop, view))  # a mirrored view is another's crop
+        return np.stack([cv2.flip(cut(view._replace(mirrored=False)), 1) if view.mirrored else cut(view) for view in VIEWS[:self.count]])
 
 
 def crop_view(photo: np.ndarray, size: int, crop: float, view: View = VIEWS[0]) -> np.ndarray:
