@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from photos import PhotoError, read_photo
+from photos import read_photo
 
 
 class PhotoCache:
@@ -37,8 +37,8 @@ class PhotoCache:
         """The photo, read-only if it was kept. Raises PhotoError."""
         try:
             state = os.stat(path)
-        except OSError as error:
-            raise PhotoError(f"cannot be opened ({error.strerror})") from error
+        except (OSError, ValueError):  # what is wrong, read_photo says
+            return read_photo(path, min_side)
         key = f"{os.path.abspath(path)} {state.st_mtime_ns} {state.st_size} {min_side}"
         file = self.folder / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}.npy"
         try:

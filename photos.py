@@ -8,32 +8,24 @@ from __future__ import annotations
 import csv
 import io
 import os
-import re
 import stat
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
-import imagesize
 import numpy as np
 
-EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif",
-              ".avif", ".heic", ".heif"}  # where they cannot be read they are named: a phone's photos should not vanish without a word
-MAX_PIXELS = 150_000_000  # decoded; a 3-channel photo of this size takes 450 MB, the largest phones make 200 MP JPEGs
+from headers import PhotoError, examine
+
+EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif",
+              ".gif", ".heic", ".heif"}  # the last row cannot be read, but is named: a phone's photos should not vanish without a word
+MAX_PIXELS = 100_000_000  # decoded; a 3-channel photo of this size takes 300 MB, the largest phones make 200 MP JPEGs
 MAX_BYTES = 500_000_000  # of a file; the largest scans are smaller
-# How a file begins that OpenCV is given: JPEG, PNG, GIF, BMP, WEBP, TIFF, AVIF. Its other decoders are for no photo, and one
-# (JPEG 2000, OpenJPEG 2.5.3) is known to write where it may not (GHSA-78g4-xqwv-q3g8).
-BEGINNING = re.compile(rb"\xff\xd8|\x89PNG|GIF8|BM|RIFF....WEBP|II\*\0|II\+\0|MM\0\*|....ftyp.{0,40}avif", re.DOTALL)
-PROGRESSIVE = re.compile(rb"\xff[\xc2\xc6\xca\xce]")  # a JPEG's frame marker
 THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
               "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what a broken photo lacks, PhotoError says with its name
-
-
-class PhotoError(ValueError):
-    """A photo cannot be read; the message says why, without the path."""
 
 
 class DataError(ValueError):
@@ -50,6 +42,11 @@ def shown(path: str | os.PathLike) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
 
 
+def sentence(error: BaseException) -> str:
+    """What an error says, for the screen: it may quote what a stranger's file holds."""
+    return "\n".join(map(shown, str(error).split("\n")))[:2000]
+
+
 def spell_out() -> None:
     """From here on, letters that the terminal or pipe has not are printed as their numbers: Windows' pipes are seldom UTF-8."""
     for stream in (sys.stdout, sys.stderr):
@@ -58,13 +55,16 @@ def spell_out() -> None:
 
 
 def is_name(text: str) -> bool:
-    """Whether a class may be called so: control characters could steer the terminal; \u200d only joins emoji."""
-    return text.replace("\u200d", "").isprintable()
+    """Whether a class may be called so: control characters could steer the terminal, and 200 letters fill a screen's width; \u200d only
+    joins emoji."""
+    return len(text) <= 200 and text.replace("\u200d", "").isprintable()
 
 
 def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> dict[str, list[str]]:
     """A CSV image[,label][,group], paths relative to it, as the columns path, label, group. Raises DataError."""
     try:
+        if not stat.S_ISREG(os.stat(file).st_mode):  # as in read_photo
+            raise DataError(f"{file}: cannot be opened (not a file).")
         with open(file, encoding="utf-8-sig", newline="") as text:
             return _columns(csv.reader(text), file, needed)
     except OSError as error:
@@ -123,6 +123,8 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     Greyscale, CMYK, palette, alpha (dropped) and 16 bit all come out as 3 x 8 bit; of an animation, the first frame.
     Raises PhotoError: not found, empty, cut off, too large, or not a photo.
     """
+    if "\0" in str(path):
+        raise PhotoError("cannot be opened (its name holds a zero byte)")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read without end
@@ -134,17 +136,14 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         raise PhotoError(f"cannot be opened ({error.strerror})") from error
     if not data:
         raise PhotoError("the file is empty")
-    width, height = _size(data)
+    width, height, scans, data = examine(data)
     shrink = 1
     while data.startswith(b"\xff\xd8") and min_side and shrink < 8 and min(width, height) // (2 * shrink) >= min_side:
         shrink *= 2
-    unpacked = width * height / shrink**2
-    if unpacked > MAX_PIXELS or (width * height > MAX_PIXELS and PROGRESSIVE.search(data)):  # such a JPEG is unpacked whole, then shrunk
+    unpacked = width * height if scans else width * height / shrink**2  # a JPEG of several scans is unpacked whole, then shrunk
+    gone_over = width * height * max(scans, 5)
+    if unpacked > MAX_PIXELS or gone_over > 20 * MAX_PIXELS:
         raise PhotoError(f"{width} x {height} pixels are more than {MAX_PIXELS // 10**6} million: make it smaller")
-    if data.startswith(b"\x89PNG") and _ends_early(data):
-        raise PhotoError("it is cut off or broken")
-    if data.startswith((b"II", b"MM")) and _tags_claim(data) > len(data):
-        raise PhotoError("its tags claim more than it holds")
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
     try:
         photo = cv2.imdecode(np.frombuffer(data, np.uint8), flags[shrink])
@@ -153,35 +152,3 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
     if photo is None:
         raise PhotoError("it is cut off or broken")
     return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    """Width and height, from the header alone. Not by Pillow, which fetches all metadata with it: a file of 1 MB took it 15 GB, another
-    of 4 MB half a minute."""
-    try:
-        width, height = imagesize.get(io.BytesIO(data), exif_rotation=False) if BEGINNING.match(data) else (0, 0)
-    except Exception:  # whatever it meets in a broken header
-        width, height = 0, 0
-    if min(width, height) < 1:
-        raise PhotoError("not a photo, or of a kind that is not supported")
-    return width, height
-
-
-def _tags_claim(tiff: bytes) -> float:
-    """How many values the tags of a TIFF's first picture say they have: where tags share them, libtiff keeps a copy for each."""
-    order, (word, count) = "<" if tiff.startswith(b"II") else ">", ("u8", "u8") if tiff[2:3] == b"+" else ("u4", "u2")
-    try:
-        at = int(np.frombuffer(tiff, order + word, 1, 8 if word == "u8" else 4)[0])
-        tags = int(np.frombuffer(tiff, order + count, 1, at)[0])
-        tag = np.dtype([("name", order + "u2"), ("kind", order + "u2"), ("values", order + word), ("where", order + word)])
-        return np.frombuffer(tiff, tag, tags, at + int(count[1]))["values"].sum(dtype=float)
-    except (ValueError, OverflowError):  # the end of the file comes first
-        return np.inf
-
-
-def _ends_early(png: bytes) -> bool:
-    """Whether a chunk says that it is longer than what is left: OpenCV would fetch memory for all of it, up to 4 GB."""
-    at = 8  # behind the signature; a chunk is its length in 4 bytes, its name in 4, the data, a checksum in 4
-    while png[at + 4:at + 8] not in (b"IEND", b""):
-        at += 12 + int.from_bytes(png[at:at + 4], "big")
-    return at + 12 > len(png)

@@ -58,17 +58,17 @@ def large_table(rows: int, seed: int) -> str:
             (Path(folder) / f"{k}.jpg").touch()
         table = pd.DataFrame({"label": rng.integers(0, 9, rows), "group": rng.integers(0, rows // 2, rows)})
         table.assign(image=table.label.map("{}.jpg".format)).to_csv(Path(folder) / "table.csv", index=False)
-        began, before = time.monotonic(), _peak()
+        began, before = time.monotonic(), peak_memory()
         table = dataset.load_table(Path(folder) / "table.csv")
         dataset.look_over = lambda paths, progress: (rng.integers(0, 2**63, len(paths)).astype(np.uint64), {})
         table = dataset.split(dataset.find_trouble(table), 0, 5, seed)
         text = dataset.describe(table)
     return (f"A table of {rows} rows in {rows // 2} groups: from the CSV to the split ({(table.side == 'val').sum()} validate) and its "
-            f"description ({len(text.splitlines())} lines) {time.monotonic() - began:.0f} s, {(_peak() - before) / 1e9:.1f} GB. "
+            f"description ({len(text.splitlines())} lines) {time.monotonic() - began:.0f} s, {(peak_memory() - before) / 1e9:.1f} GB. "
             "Reading the photos not counted.")
 
 
-def _peak() -> int:
+def peak_memory() -> int:
     """The most bytes that this process ever held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
@@ -94,8 +94,8 @@ def fuzz_photos(count: int, seed: int) -> str:
             child.kill()
             child = None
     counts = ", ".join(f"{outcomes[outcome]} {outcome}" for outcome in ("read", "refused", "crashed", "hung", "other error"))
-    return (f"{count} byte strings fuzzed around valid JPEG, PNG, WEBP, GIF and TIFF files: {counts}; the slowest took {slowest:.1f} s, "
-            f"the reading process never held more than {peak / 1e6:.0f} MB.")
+    return (f"{count} byte strings fuzzed around valid JPEG, PNG, WEBP, TIFF, AVIF and BMP files: {counts}; the slowest took "
+            f"{slowest:.1f} s, the reading process never held more than {peak / 1e6:.0f} MB.")
 
 
 def _read_each(pipe) -> None:
@@ -111,7 +111,7 @@ def _read_each(pipe) -> None:
                 outcome = "refused"
             except Exception:
                 outcome = "other error"
-            pipe.send((outcome, _peak()))
+            pipe.send((outcome, peak_memory()))
 
 
 if __name__ == "__main__":
