@@ -43,7 +43,7 @@ def load_table(data: Path) -> pd.DataFrame:
     table = pd.DataFrame(rows).reindex(columns=["path", "label", "group", "side"], fill_value="")
     odd = [label for label in table.label.unique() if not is_name(label)]
     if odd:
-        raise DataError(f"{data}: the class {shown(odd[0])} has control characters in its name. Rename it.")
+        raise DataError(f"{data}: the class {shown(odd[0][:50])} has control characters in its name, or more than 200 letters. Rename it.")
     taken = {"image", "label", "fold"} & set(table.label)
     if taken:
         raise DataError(f"{data}: a class may not be called {taken.pop()}, as val.csv has a column of that name. Rename it.")
@@ -243,6 +243,12 @@ def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = Fals
         workers = min(os.cpu_count() or 1, 8)
     return DataLoader(photos, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin,
                       worker_init_fn=_start_worker, persistent_workers=stay and workers > 0)
+
+
+def batches_from(loader: DataLoader, epoch: int, step: int = 0) -> Iterator:
+    """The loader's batches of an epoch, from `step` on. Its workers begin to read at once, whenever the first is asked for."""
+    loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, step
+    return iter(loader)
 
 
 def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:

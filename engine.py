@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list, gather_object
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
+from device import memory_ran_out, to_device
 from mixup import mixup
-from model import MEMORY_FORMAT
 from sam import SAM, frozen_batchnorm
 
 SKIPS = 20  # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
 
 
 class TrainingError(ValueError):
@@ -71,24 +67,23 @@ def train_step(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Call
     return loss
 
 
-def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM, schedule: Callable[[int], None],
-                    ema: ModelEmaV3 | None, accelerator: Accelerator, progress: dict, *, num_classes: int, alpha: float, clip: float,
-                    seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None],
+def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
+                    schedule: Callable[[int], None], ema: ModelEmaV3 | None, accelerator: Accelerator, progress: dict, *, num_classes: int,
+                    alpha: float, clip: float, seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None],
                     sam_whole: bool = False, shown: Callable[[torch.Tensor, int], torch.Tensor] = lambda images, step: images) -> None:
-    """The rest of an epoch, from batch progress["step"] on; `progress` is kept up to date, so it can be saved at any step.
+    """The rest of an epoch; `progress` is kept up to date, so it can be saved at any step.
 
-    progress: {"epoch", "step", "loss_sum", "norm_sum", "photos", "accumulate"}, plain numbers. labels int64 (N,) by index of photo.
+    batches: the loader's from progress["step"] on (dataset.batches_from). progress: {"epoch", "step", "loss_sum", "norm_sum", "photos",
+    "accumulate"}, plain numbers. labels int64 (N,) by index of photo.
     schedule sets the rate for a step, counted from the start of training; shown gives the size its photos are shown at: see schedule.py.
     ema follows the weights. keep_batchnorm: see training_mode; sam_whole: see train_step. stop is asked after each step; tick is told
     each loss. Raises TrainingError.
     """
     training_mode(model, keep_batchnorm)
-    batches = loader.batch_sampler
-    batches.epoch, batches.start = progress["epoch"], progress["step"]
-    for images, index, _ in loader:
+    for images, index, _ in batches:
         rng = step_rng(seed, progress["epoch"], progress["step"], accelerator.process_index)
         torch.manual_seed(int(rng.integers(2**31)))                        # dropout's draws, so that a resumed run repeats them
-        steps = progress["epoch"] * batches.batches + progress["step"]
+        steps = progress["epoch"] * loader.batch_sampler.batches + progress["step"]
         schedule(steps)
         photos = int(sum_over_processes(len(index), accelerator))
         if photos:
@@ -100,9 +95,9 @@ def train_one_epoch(model, loader: DataLoader, labels: torch.Tensor, loss_of: Ca
                 targets = torch.zeros(1, num_classes, device=accelerator.device)
             loss = step_in_memory(model, mixed, targets, loss_of, optimizer, accelerator, progress, clip=clip,
                                   photos=photos if len(index) else float("inf"), sam_whole=sam_whole)
-            loss = sum_over_processes(loss.item(), accelerator)
             if ema:
                 ema.update(accelerator.unwrap_model(model), steps + 1)
+            loss = sum_over_processes(loss.item(), accelerator)            # waits for the GPU
             if np.isfinite(loss) and np.isfinite(optimizer.norm):
                 progress["loss_sum"] += loss * photos
                 progress["norm_sum"] += optimizer.norm * photos
@@ -125,13 +120,14 @@ def step_in_memory(model, images: torch.Tensor, targets: torch.Tensor, loss_of: 
         try:
             return train_step(model, images, targets, loss_of, optimizer, accelerator, accumulate=progress["accumulate"], **more)
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not memory_ran_out(error):
                 raise
             if progress["accumulate"] >= len(images) or accelerator.num_processes > 1:  # of several, the others would wait for ever
                 raise TrainingError(f"memory ran out with --accumulate {progress['accumulate']}. "
                                     "Give a higher one, or a smaller --image-size or --batch.") from error
         optimizer.descend()
         optimizer.zero_grad()
+        clear_device_cache()                                               # cuDNN and cuBLAS cannot use what torch has laid by
         progress["accumulate"] *= 2
         accelerator.print(f"memory ran out: each batch goes through in {progress['accumulate']} parts from here on")
 
@@ -212,23 +208,3 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
     for other in gather_object([errors]):
         errors.update(other)
     return table[:, :-1], table[:, -1], errors
-
-
-def be_deterministic() -> None:
-    """Only algorithms that give the same bits each time; slower on a GPU. An operation that has none raises."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")            # cuBLAS reads it when CUDA starts
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-
-
-def keep_memory() -> None:
-    """Let glibc keep what it frees: a CPU step allocates the same tensors again, and fetching fresh pages from the
-    system took a third of its time. Elsewhere (macOS, Windows, musl) allocators do so by themselves."""
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def to_device(images: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
-    return images.to(accelerator.device, memory_format=MEMORY_FORMAT, non_blocking=accelerator.device.type == "cuda")

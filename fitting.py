@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 
 import metrics
 import trust
-from engine import as_in_main, predict_probs, to_device
+from device import to_device
+from engine import TrainingError, as_in_main, predict_probs
 from model import blend
 from views import HEAD_VIEWS
 
@@ -35,7 +36,7 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
     know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos in one or many fixed views, each of which counts as
     a photo: the more the head has seen, the less it learns by heart. It is asked until there are HEAD_ROWS of them and each class is
     among them; give more than that in random order. labels int64 (N,). prior: float (K,), as the loss adds it to the logits
-    (loss.Loss), so that the head begins where the loss will hold it.
+    (loss.Loss), so that the head begins where the loss will hold it. Raises TrainingError.
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
@@ -47,15 +48,20 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
         if rows >= HEAD_ROWS / accelerator.num_processes and not wanted:
             break
     index, features = gathered(found)
-    scale = features.std()
-    fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
-    weight, bias = fit.coef_, fit.intercept_
-    if len(weight) == 1:                                                   # two classes: one row tells both apart
-        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    if not np.isfinite(features).all():
+        raise TrainingError(f"the backbone's features are not finite numbers (precision: {accelerator.mixed_precision}). "
+                            "Take another --model.")
+    if accelerator.is_main_process:
+        scale = features.std()
+        fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
+        weight, bias = fit.coef_, fit.intercept_
+        if len(weight) == 1:                                               # two classes: one row tells both apart
+            weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        with torch.no_grad():
+            model.head.weight.copy_(torch.from_numpy(weight / scale))
+            if isinstance(model.head, torch.nn.Linear):                    # a cosine head has directions only
+                model.head.bias.copy_(torch.from_numpy(bias) - prior.cpu())
     with torch.no_grad():
-        model.head.weight.copy_(torch.from_numpy(weight / scale))
-        if isinstance(model.head, torch.nn.Linear):                        # a cosine head has directions only
-            model.head.bias.copy_(torch.from_numpy(bias) - prior.cpu())
         as_in_main(model.head.parameters())
 
 
@@ -66,7 +72,7 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
     for images, index, failed in loader:
         if len(index):
             with torch.inference_mode(), accelerator.autocast():
-                features = model.features(to_device(images.flatten(0, -4), accelerator)).float()
+                features = model.features(to_device(images.flatten(0, -4), accelerator))
             yield features, index.repeat_interleave(len(features) // len(index)).numpy()
         tick(len(index) + len(failed))
 

@@ -28,19 +28,20 @@ import record
 import trust
 from cache import PhotoCache
 from console import Bar, StopRequest
-from dataset import Batches, Photos, make_loader
+from dataset import Batches, Photos, batches_from, make_loader
+from device import DeviceError, be_deterministic, keep_memory, make_accelerator, memory_ran_out
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
-from photos import read_photo, spell_out
-from prepare import announce_time, draw_a_batch, look_at_photos, make_accelerator, rehearse, resumed
+from photos import read_photo, sentence, spell_out
+from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
 from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
-USER_ERRORS = (ConfigError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError, engine.TrainingError,
-               record.RunError)
+USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError,
+               engine.TrainingError, record.RunError)
 
 
 def train(config: Config) -> Path:
@@ -52,9 +53,9 @@ def train(config: Config) -> Path:
     accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
     say = (lambda text: None) if config.quiet else tell
-    engine.keep_memory()
+    keep_memory()
     if config.deterministic:
-        engine.be_deterministic()
+        be_deterministic()
     listed = None if saved else engine.from_main(lambda: dataset.load_table(config.data), accelerator)  # no photos, no run folder
     run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
     _lock = accelerator.is_main_process and record.lock(run, new=not saved)  # until this name is gone
@@ -176,14 +177,17 @@ def train(config: Config) -> Path:
         save_last()
 
     with StopRequest(accelerator, run) as stop:
+        batches = batches_from(train_loader, progress["epoch"], progress["step"])
         while progress["epoch"] < config.epochs and not stop():
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
-                    model, train_loader, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
+                    model, train_loader, batches, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
                     keep_batchnorm=keep_batchnorm, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
                     shown=shown)
             if progress["step"] == epoch_steps:
+                if progress["epoch"] + 1 < config.epochs:
+                    batches = batches_from(train_loader, progress["epoch"] + 1)  # read while this one is judged
                 judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60
@@ -281,6 +285,10 @@ if __name__ == "__main__":
             alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
             PartialState().on_main_process(print)(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
     except USER_ERRORS as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))
+    except RuntimeError as error:
+        if not memory_ran_out(error):
+            raise
+        sys.exit("memory ran out, and not in a step of training, which would be cut. Give a smaller --batch or --image-size.")
     except KeyboardInterrupt:
         sys.exit("stopped before or after training; nothing was lost")

@@ -1,19 +1,16 @@
-"""What main.py does before the first epoch: settings of a run that goes on, the precision, a look at the photos, the time it will take."""
+"""What main.py does before the first epoch: settings of a run that goes on, a look at the photos, the time it will take."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-import warnings
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
 import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -22,6 +19,7 @@ import engine
 import pictures
 import record
 from config import Config, ConfigError
+from device import to_device
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
@@ -32,33 +30,13 @@ def resumed(config: Config, saved: dict) -> Config:
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
+    record.check_folder(config.resume)
     own = Config.from_dict(saved["config"])
     if saved["progress"]["epoch"] >= own.epochs and record.has_experiment(config.resume):
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
                           f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers
     return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
-
-
-def choose_precision() -> tuple[str, str]:
-    """Accelerate's name of the precision, and the reason in words."""
-    if not torch.cuda.is_available():
-        return "no", "fp32 (no CUDA GPU)"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bf16", "bf16 mixed precision (the card has it)"
-    return "fp16", "fp16 mixed precision with loss scaling (the card has no bf16)"
-
-
-def make_accelerator(**more) -> tuple[Accelerator, str]:
-    """Accelerate on the best device there is, and its precision's reason in words. more: as Accelerator's.
-
-    Without a GPU it must be told to use the CPU: several processes would each train alone otherwise, and know nothing of the others.
-    """
-    # 1 x 1 convolutions in channels_last: one layout of memory under two names, for which several processes would be warned each.
-    warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
-    precision, why = choose_precision()
-    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))          # one looks over all photos while the others wait
-    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience], **more), why
 
 
 def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:
@@ -115,7 +93,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
 
     images, index, _ = next(iter(train_loader))
     tell("photos read and augmented", images)
-    images, own = engine.to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
+    images, own = to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
     mixed, targets = mixup(images, own, num_classes, config.mixup, engine.step_rng(0, 0, 0))
     tell("mixed; targets below", mixed)
     tell("", targets)
@@ -129,7 +107,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     tell("validation photos read", images)
     model.eval()
     with torch.inference_mode(), accelerator.autocast():
-        logits = model(engine.to_device(images.flatten(0, -4), accelerator))
+        logits = model(to_device(images.flatten(0, -4), accelerator))
     tell("answered", logits)
     held = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else psutil.Process().memory_info().rss
     return "\n".join([*lines, f"memory of the {accelerator.device.type}: {held / 2**30:.2f} GiB"])

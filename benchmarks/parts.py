@@ -8,18 +8,18 @@ from benchmarks.timing import Apart, Options, command, in_turn, row
 
 def contiguous(photos: int):
     """Ours, but photos and weights lie channel after channel."""
-    import engine
+    import device
     import model
     build = model.build_model
     model.build_model = lambda *rest: build(*rest).to(memory_format=torch.contiguous_format)
-    engine.to_device = lambda images, accelerator: images.to(accelerator.device)
+    device.to_device = lambda images, accelerator: images.to(accelerator.device)
     return ours(photos, keep_batchnorm=True)
 
 
 def fresh_pages(photos: int):
     """Ours, but the system gets back what a step frees, and is asked for it again by the next."""
-    import engine
-    engine.keep_memory = lambda: None
+    import device
+    device.keep_memory = lambda: None
     return ours(photos, keep_batchnorm=True)
 
 

@@ -13,9 +13,10 @@ def theirs(photos: int):
     """pytorch_optimizer's SAM around the same network in the same layout and mode."""
     from pytorch_optimizer import SAM
 
+    import device
     import engine
     from model import build_model
-    engine.keep_memory()
+    device.keep_memory()
     model = build_model(MODEL, CLASSES, "none")
     engine.training_mode(model, keep_batchnorm=True)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=1e-3, momentum=0.9, nesterov=True)

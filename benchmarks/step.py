@@ -16,11 +16,12 @@ def a_batch(photos: int):
 
 
 def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0):
+    import device
     import engine
     from loss import Loss
     from model import build_model
     from sam import SAM
-    engine.keep_memory()
+    device.keep_memory()
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     model = build_model(MODEL, CLASSES, "none")
     engine.training_mode(model, keep_batchnorm)
@@ -28,7 +29,7 @@ def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0):
     images, targets = a_batch(photos)
     loss_of = Loss(torch.ones(CLASSES))
     return lambda: engine.train_step(
-        model, engine.to_device(images, accelerator), targets, loss_of, optimizer, accelerator, clip=5.0).item()
+        model, device.to_device(images, accelerator), targets, loss_of, optimizer, accelerator, clip=5.0).item()
 
 
 def plain(photos: int):

@@ -12,15 +12,15 @@ def ttach_way(trained, paths: list[str]):
     import torch
     import ttach
 
-    import engine
     from dataset import Batches, Photos, make_loader
+    from device import to_device
     network = ttach.ClassificationTTAWrapper(torch.nn.Sequential(trained.model, torch.nn.Softmax(1)), ttach.aliases.d4_transform())
     photos = Photos(paths, trained.views, 0, trained.detail)
 
     @torch.inference_mode()
     def probs() -> torch.Tensor:
         loader = make_loader(photos, Batches(len(paths), trained.batch), workers=-1)  # anew each time, as ours, whose start counts
-        return torch.cat([network(engine.to_device(images.flatten(0, -4), trained.accelerator)) for images, _, _ in loader])
+        return torch.cat([network(to_device(images.flatten(0, -4), trained.accelerator)) for images, _, _ in loader])
     return probs
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+os.environ["CUDA_VISIBLE_DEVICES"], os.environ["ACCELERATE_USE_CPU"] = "", "true"  # the same numbers on every machine
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub; the one that tests the hub brings a stand-in
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

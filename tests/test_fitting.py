@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 import fitting
 from dataset import Batches, Photos, make_loader
+from engine import TrainingError
 from model import build_model
 from views import FixedViews
 
@@ -27,6 +28,15 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
     scaled = (features / features.std()).numpy()
     reference = LogisticRegression(C=fitting.HEAD_C, max_iter=1000).fit(scaled, labels)
     np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=2e-3)
+
+
+def test_features_that_are_not_finite_are_an_error(accelerator, drawn):
+    model = build_model(SMALL, 9, "none")
+    model.mean.fill_(torch.inf)                                             # as where fp16 is too small for a backbone
+    paths = [str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))]
+    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 8), 0)
+    with pytest.raises(TrainingError, match="not finite"):
+        fitting.fit_head(model, loader, torch.arange(9), torch.zeros(9), accelerator, lambda photos: None)
 
 
 @pytest.mark.parametrize(("order", "rows"), [(0, 48), (None, 108)])             # three batches make 40; in order, the last class comes last

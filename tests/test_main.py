@@ -459,7 +459,7 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     for owner, name in ((main, "parameter_groups"), (main, "Loss"), (main, "make_schedule"), (main.engine, "make_ema"),
                         (main, "make_sizes")):
         spy(owner, name)
-    monkeypatch.setattr(main.engine, "be_deterministic", lambda: seen.__setitem__("be_deterministic", ()))  # it would hold for all tests
+    monkeypatch.setattr(main, "be_deterministic", lambda: seen.__setitem__("be_deterministic", ()))  # it would hold for all tests
 
     def reached(model, loader, *_, **more):
         seen["train_one_epoch"], seen["turned"] = more, loader.dataset.transform.pipeline.transforms[3].p

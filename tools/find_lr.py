@@ -21,10 +21,11 @@ import fitting
 import plots
 from config import Config
 from console import Bar
-from dataset import Batches, Photos, make_loader
+from dataset import Batches, Photos, batches_from, make_loader
+from device import keep_memory, make_accelerator
 from loss import Loss
 from model import CosineHead, build_model, freeze, input_size, parameter_groups
-from prepare import make_accelerator
+from photos import sentence
 from sam import SAM
 from transforms import RandomViews
 from views import FixedViews
@@ -47,7 +48,7 @@ def suggest(rates: np.ndarray, losses: np.ndarray, memory: float = 0.9) -> tuple
 def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]:
     """Rates and losses of up to `steps` steps, until the loss has left its range."""
     accelerator, _ = make_accelerator()
-    engine.keep_memory()
+    keep_memory()
     photos = dataset.split(dataset.find_trouble(dataset.load_table(config.data)), config.fold, config.folds, config.seed)
     photos = photos[photos.side == "train"]
     classes = sorted(photos.label.unique())
@@ -89,7 +90,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
         while not (losses and too_high()):
             engine.train_one_epoch(
-                model, loader, labels, loss_of, optimizer, climb, None, accelerator, progress,
+                model, loader, batches_from(loader, progress["epoch"]), labels, loss_of, optimizer, climb, None, accelerator, progress,
                 num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
                 keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=too_high, tick=tick)
             progress |= {"epoch": progress["epoch"] + 1, "step": 0}
@@ -109,4 +110,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

@@ -1,0 +1,76 @@
+"""The device that computes: which there is, at what precision, how photos get to it, and what running out of its memory looks like."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import warnings
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils.memory import should_reduce_batch_size
+
+from model import MEMORY_FORMAT
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # names of glibc's malloc.h
+# Beside what accelerate knows: CUDA's own word for it, and cuDNN's and cuBLAS's, which get no memory to work in.
+SHORT_OF_MEMORY = ("out of memory", "unable to find an engine", "ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
+
+
+class DeviceError(ValueError):
+    """The device cannot be used; the message says why, and what to do."""
+
+
+def choose_precision() -> tuple[str, str]:
+    """Accelerate's name of the precision, and the reason in words. Raises DeviceError."""
+    if not torch.cuda.is_available():
+        return "no", "fp32 (no CUDA GPU)"
+    major, minor = torch.cuda.get_device_capability()
+    built_for = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    if not any(int(own[:-1]) == major and int(own[-1]) <= minor for own in built_for):
+        raise DeviceError(f"{torch.cuda.get_device_name()}: this PyTorch is not built for it ({major}.{minor}; it has "
+                          f"{', '.join(built_for)}). Install one for an older CUDA, as pytorch.org says, or train on the CPU: "
+                          "CUDA_VISIBLE_DEVICES= in front of the command.")
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16", "bf16 mixed precision (the card has it)"
+    return "fp16", "fp16 mixed precision with loss scaling (the card has no bf16)"
+
+
+def make_accelerator(**more) -> tuple[Accelerator, str]:
+    """Accelerate on the best device there is, and its precision's reason in words. more: as Accelerator's. Raises DeviceError.
+
+    Without a GPU it must be told to use the CPU: several processes would each train alone otherwise, and know nothing of the others.
+    """
+    # 1 x 1 convolutions in channels_last: one layout of memory under two names, for which several processes would be warned each.
+    warnings.filterwarnings("ignore", message="(?s).*Grad strides do not match bucket view strides")
+    precision, why = choose_precision()
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=2))          # one looks over all photos while the others wait
+    return Accelerator(mixed_precision=precision, cpu=not torch.accelerator.is_available(), kwargs_handlers=[patience], **more), why
+
+
+def to_device(images: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    return images.to(accelerator.device, memory_format=MEMORY_FORMAT, non_blocking=accelerator.device.type == "cuda")
+
+
+def memory_ran_out(error: RuntimeError) -> bool:
+    return should_reduce_batch_size(error) or any(sign in str(error) for sign in SHORT_OF_MEMORY)
+
+
+def be_deterministic() -> None:
+    """Only algorithms that give the same bits each time; slower on a GPU. An operation that has none raises."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")            # cuBLAS reads it when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False            # nothing here reads what it has not written
+    torch.backends.cudnn.benchmark = False
+
+
+def keep_memory() -> None:
+    """Let glibc keep what it frees: a CPU step allocates the same tensors again, and fetching fresh pages from the
+    system took a third of its time. Elsewhere (macOS, Windows, musl) allocators do so by themselves."""
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
