@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickletools
+import re
 import tempfile
 import time
 import zipfile
@@ -14,7 +16,9 @@ from trust import DANGERS
 
 FORMAT = 1
 NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "head", "weights"}
-LARGEST_PHOTO = 4096  # pixels; a broken or hostile file may ask for more memory than there is
+# All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
+GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
+LARGEST_PHOTO = 2048  # pixels; a broken or hostile file may ask for more memory than there is
 
 
 class WriteError(ValueError):
@@ -106,44 +110,66 @@ def check_exists(path: Path) -> None:
 
 def load(path: Path) -> dict:
     """What `save` wrote, on the CPU. Raises CheckpointError when it is missing, broken, or something else."""
-    import torch
     path = Path(path)
     check_exists(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        packed = unpacked > path.stat().st_size
-        checkpoint = None if packed else torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = read_archive(path)
     except Exception as error:  # torch raises a dozen kinds here; all mean the same to a user
         raise CheckpointError(f"{path}: not a checkpoint of this program, or a broken one. Use best.pt or last.pt of a run.") from error
-    if packed:  # torch.save never does that
-        raise CheckpointError(f"{path}: is packed, and would unpack to {unpacked / 1e9:.1f} GB. Use best.pt or last.pt of a run.")
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
     if missing:
         raise CheckpointError(f"{path}: holds no {', '.join(sorted(missing))}: not a checkpoint of this program. "
                               "Use best.pt or last.pt of a run.")
-    if checkpoint["format"] != FORMAT:
-        raise CheckpointError(f"{path}: has format {checkpoint['format']}, this program reads format {FORMAT}. "
-                              "Use the version that wrote it.")
-    broken = _broken(checkpoint)
+    if type(checkpoint["format"]) is not int or checkpoint["format"] != FORMAT:  # a stranger's may be a tensor, or a gigabyte to print
+        raise CheckpointError(f"{path}: is not of format {FORMAT}, which this program reads. Use the version that wrote it.")
+    broken = _broken(checkpoint, path.stat().st_size)
     if broken:
         raise CheckpointError(f"{path}: its {broken}: it was changed or is broken. Use best.pt or last.pt of a run.")
     return checkpoint
 
 
-def _broken(checkpoint: dict) -> str:
-    """What a stranger's file may hold and no run of ours writes; "" if nothing."""
+def starts_as_archive(path: Path) -> bool:
+    """By what torch tells its archives from its format of 2019."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\3\4"
+
+
+def read_archive(path: Path):
+    """What torch.save wrote, on the CPU: nothing in it is run, and it takes about as much memory as the file is large. Raises all
+    kinds of errors where it is anything else."""
+    import torch
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = {entry.filename.lower() for entry in entries}  # torch's reader takes A for a
+        plain = starts_as_archive(path) and min(entry.header_offset for entry in entries) == 0 and len(names) == len(entries)
+        if not plain or any(entry.compress_type for entry in entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("an archive that torch.save does not write")
+        for operation, argument, _ in pickletools.genops(archive.read(entries[0].filename.split("/")[0] + "/data.pkl")):
+            foreign = operation.name == "GLOBAL" and not GLOBALS.fullmatch(argument)
+            if foreign or (isinstance(argument, str) and "\0" in argument):  # to torch, the numbers under "0\0" are those under "0" again
+                raise ValueError("a pickle that torch.save does not write")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _broken(checkpoint: dict, size: int) -> str:
+    """What a stranger's file of `size` bytes may hold and no run of ours writes; "" if nothing."""
     import torch
     weights = checkpoint["weights"]
-    if not isinstance(checkpoint["model"], str):
-        return "model is not a name"
+    for name in ("model", "kept"):
+        if not (isinstance(checkpoint.get(name, ""), str) and is_name(checkpoint.get(name, ""))):
+            return f"{name} is not a name"
     if checkpoint["head"] not in ("linear", "cosine"):
         return "head is of no kind that there is"
-    if not (isinstance(weights, dict) and all(isinstance(w, torch.Tensor) for w in weights.values())):
+    if not (isinstance(weights, dict) and all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items())):
         return "weights are not tensors by name"
-    # an expanded tensor may claim more numbers than memory holds: those it stores are what counts
-    stored = [torch.tensor([], dtype=w.dtype).set_(w.untyped_storage()) for w in weights.values() if w.is_floating_point()]
-    return implausible(checkpoint) if all(numbers.isfinite().all() for numbers in stored) else "weights are not finite"
+    if sum(w.nbytes for w in weights.values()) > 2 * size:  # views of the same few numbers; some of timm's networks share a few
+        return "weights are more than it holds"
+    return implausible(checkpoint) if all(w.isfinite().all() for w in weights.values()) else "weights are not finite"
+
+
+def shapes(weights: dict) -> dict:
+    """What must agree for weights to fit a network, or one another."""
+    return {name: w.shape for name, w in weights.items()}
 
 
 def implausible(answering: dict) -> str:

@@ -15,6 +15,7 @@ from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from checkpoint import read_archive, starts_as_archive
 from known import Known
 
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
@@ -57,17 +58,25 @@ class Classifier(nn.Module):
         self.known = Known(num_classes, backbone.head_hidden_size)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in 0..255 → pooled features (B, F): what the head sees."""
-        return self.backbone((images - self.mean) / self.std)
+        """(B, 3, H, W) in 0..255 → pooled features float32 (B, F): what the head sees."""
+        return self.backbone((images - self.mean) / self.std).float()
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(images))
+        features = self.features(images)
+        with full_precision(features):
+            return self.head(features)
 
     def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """images → logits (B, K), and (B,) how like the classes they are, 0..1 (Known); fp32."""
+        """images → logits (B, K), and (B,) how like the classes they are, 0..1 (Known)."""
         features = self.features(images)
-        logits = self.head(features).float()
-        return logits, self.known(features, logits)
+        with full_precision(features):
+            logits = self.head(features)
+            return logits, self.known(features, logits)
+
+
+def full_precision(features: torch.Tensor) -> torch.autocast:
+    """Where the backbone computes in bf16, the little behind it does not: of a logit of 10, bf16 knows no more than 0.06."""
+    return torch.autocast(features.device.type, enabled=False)
 
 
 def build_model(name: str, num_classes: int, weights: str = "auto", head: str = "linear") -> Classifier:
@@ -172,7 +181,12 @@ def _load_file(backbone: nn.Module, file: Path) -> None:
     if not file.is_file():
         raise ModelError(f"--weights {file}: no such file. Give a .pth or .safetensors file in timm's format, auto, or none.")
     try:
-        state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        if file.suffix == ".safetensors":
+            state = load_file(file)
+        elif starts_as_archive(file):
+            state = read_archive(file)
+        else:  # in torch's format of 2019, as many of timm's are
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(f"--weights {file}: cannot be read as tensors. Give a .pth or .safetensors file in timm's format.") from error
     for key in ("state_dict", "model"):  # training scripts wrap the tensors in one of these

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
+import torch
 
 import checkpoint
 import engine
-from checkpoint import CheckpointError
+from checkpoint import CheckpointError, shapes
 from dataset import Batches, Photos, make_loader
+from device import DeviceError, keep_memory, make_accelerator, memory_ran_out
 from model import Classifier, build_model
 from transforms import RandomViews
 from views import VIEWS, FixedViews
@@ -25,13 +26,14 @@ class Trained:
     """
 
     def __init__(self, path: Path, tta: int, tta_random: bool, batch: int, workers: int):
-        engine.keep_memory()
+        keep_memory()
         model, saved = load_model(path)
         self.classes: list[str] = saved["classes"]
         size, crop = saved["image_size"], saved["crop"]
         self.views = RandomViews(size, tta) if tta_random else FixedViews(size, crop, tta)
         self.detail = round(size * RandomViews.DETAIL if tta_random else size / crop * max(view.zoom for view in VIEWS[:tta]))
-        self.accelerator, self.temperature, self.batch, self.workers = Accelerator(), saved["temperature"], batch, workers
+        self.accelerator, _ = make_accelerator()
+        self.temperature, self.batch, self.workers = saved["temperature"], batch, workers
         self.limit, self.notes = saved["known_limit"], saved["notes"]
         self.model = model.to(self.accelerator.device)
 
@@ -39,16 +41,29 @@ class Trained:
         """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
         photos = Photos(paths, self.views, seed=0, min_side=self.detail)
         workers = self.workers if len(paths) > self.batch else 0  # to start them takes longer than to read one batch
-        loader = make_loader(photos, Batches(len(photos), max(1, self.batch // self.views.count)), workers)
-        return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
+        on_gpu = self.accelerator.device.type == "cuda"
+        loader = make_loader(photos, Batches(len(photos), max(1, self.batch // self.views.count)), workers, on_gpu)
+        try:
+            return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
+        except RuntimeError as error:
+            if memory_ran_out(error):
+                raise DeviceError(f"memory ran out on {self.accelerator.device} with --batch {self.batch}. Give a smaller one.") from error
+            raise
 
 
 def load_model(path: Path) -> tuple[Classifier, dict]:
     """The network of a checkpoint, ready to evaluate on the CPU, and all that the checkpoint holds. Raises CheckpointError."""
     saved = checkpoint.load(path)
-    model = build_model(saved["model"], len(saved["classes"]), "none", saved["head"])
-    try:
-        model.load_state_dict(saved["weights"])
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: its weights do not fit {saved['model']}: it was changed or is broken.") from error
-    return model.eval(), saved
+    return network(path, saved), saved
+
+
+def network(path: Path, saved: dict) -> Classifier:
+    """The same of a checkpoint that is loaded. Raises CheckpointError."""
+    asked = saved["model"], len(saved["classes"]), "none", saved["head"]
+    with torch.device("meta"):  # of no memory: a small file may name a network of 17 GB
+        outline = build_model(*asked)
+    if shapes(outline.state_dict()) != shapes(saved["weights"]):
+        raise CheckpointError(f"{path}: its weights do not fit {saved['model']}: it was changed or is broken.")
+    model = build_model(*asked)  # anew, for some buffers are not among the weights
+    model.load_state_dict(saved["weights"])
+    return model.eval()

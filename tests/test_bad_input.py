@@ -15,6 +15,7 @@ import predict
 from dataset import DataError, find_trouble, load_table, split
 from photos import PhotoError, read_photo, shown
 from predict import Options, Predictor
+from tools import torture
 from tools.bad_input import bad_tables, encoded, fuzzed, scene, write_bad_photos, write_hostile_checkpoints
 
 
@@ -38,7 +39,7 @@ def test_each_bad_photo_is_refused_with_a_reason_and_each_odd_one_is_read(tmp_pa
 
 
 def test_a_progressive_jpeg_counts_as_large_as_it_unpacks(tmp_path, monkeypatch):
-    monkeypatch.setattr("photos.MAX_PIXELS", 100_000)
+    monkeypatch.setattr("photos.MAX_PIXELS", 120_000)
     for name, progressive in (("plain.jpg", False), ("progressive.jpg", True)):
         (tmp_path / name).write_bytes(encoded(scene(800, 600), "JPEG", progressive=progressive))
     assert read_photo(tmp_path / "plain.jpg", min_side=100).shape == (150, 200, 3)
@@ -108,8 +109,12 @@ def test_hostile_checkpoints_are_refused_and_nothing_runs(run, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path / "hostile")
     before = sorted(os.listdir())
     for name, pattern in patterns.items():
-        with pytest.raises(ValueError, match=pattern):
+        began, peak = time.monotonic(), torture.peak_memory()
+        with pytest.raises(ValueError, match=pattern) as refused:
             Predictor(name)
+        assert len(str(refused.value)) < 300, name
+        assert time.monotonic() - began < 5, name
+        assert torture.peak_memory() - peak < 500e6, name
     assert sorted(os.listdir()) == before
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "last.pt").write_bytes((run / "last.pt").read_bytes()[:5000])

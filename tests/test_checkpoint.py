@@ -1,14 +1,17 @@
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
 from conftest import ROOT
 
 import checkpoint
-from checkpoint import CheckpointError, WriteError, load, save
+from checkpoint import CheckpointError, WriteError, load, read_archive, save
+from tools.bad_input import Call
 
 WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
          "config": {}, "head": "linear", "weights": {"w": torch.ones(3)}}
@@ -72,16 +75,11 @@ def test_a_file_that_may_not_grow_is_a_sentence_and_leaves_the_old_file(tmp_path
     assert os.listdir(tmp_path) == ["best.pt"]
 
 
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, ("exploded",)
-
-
 def test_a_pickle_bomb_does_not_go_off(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({**WHOLE, "format": 1, "bomb": Bomb()}, "bomb.pt")
+    torch.save({**WHOLE, "format": 1, "bomb": Call(os.mkdir, "exploded")}, "bomb.pt")
     with open("raw.pt", "wb") as file:
-        pickle.dump(Bomb(), file)
+        pickle.dump(Call(os.mkdir, "exploded"), file)
     for name in ("bomb.pt", "raw.pt"):
         with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
             load(tmp_path / name)
@@ -95,7 +93,47 @@ def test_missing_half_foreign_and_newer_files_are_told_apart(tmp_path):
     torch.save({"w": torch.ones(3)}, tmp_path / "foreign.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({**WHOLE, "format": 99}, tmp_path / "newer.pt")
-    messages = {"none": "no such checkpoint", "half": "broken", "foreign": "holds no", "list": "holds no", "newer": "format 99"}
+    messages = {"none": "no such checkpoint", "half": "broken", "foreign": "holds no", "list": "holds no", "newer": "not of format 1"}
     for name, message in messages.items():
         with pytest.raises(CheckpointError, match=message):
             load(tmp_path / f"{name}.pt")
+
+
+def archive(path, contents: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    with zipfile.ZipFile(path, "w", how) as file:
+        for name, content in contents.items():
+            file.writestr(name, content)
+    return path.read_bytes()
+
+
+def test_archives_that_torch_save_does_not_write_are_refused(tmp_path):
+    save(tmp_path / "whole.pt", WHOLE)
+    with zipfile.ZipFile(tmp_path / "whole.pt") as file:
+        contents = {name: file.read(name) for name in file.namelist()}
+    stored, empty = archive(tmp_path / "stored.pt", contents), archive(tmp_path / "empty.pt", dict.fromkeys(contents, b""))
+    packed = archive(tmp_path / "packed.pt", contents, zipfile.ZIP_DEFLATED)
+    length, start = struct.unpack("<II", empty[-10:-2])
+    torch.save(WHOLE, tmp_path / "of 2019.pt", _use_new_zipfile_serialization=False)
+    strange = {"packed": packed, "two directories": stored[:-22] + empty[start:start + length] + stored[-22:],
+               "of 2019, and an archive": (tmp_path / "of 2019.pt").read_bytes() + empty}
+    for name, data in strange.items():
+        (tmp_path / "strange.pt").write_bytes(data)
+        with pytest.raises(ValueError, match="does not write"):
+            print(name, read_archive(tmp_path / "strange.pt"))
+    with zipfile.ZipFile(tmp_path / "whole.pt", "a") as file, pytest.warns(UserWarning, match="Duplicate"):
+        file.writestr(file.namelist()[0], b"")
+    with pytest.raises(ValueError, match="does not write"):
+        read_archive(tmp_path / "whole.pt")
+
+
+def test_pickles_that_grow_in_memory_are_refused(tmp_path):
+    torch.save([torch.ones(3)], tmp_path / "whole.pt")
+    with zipfile.ZipFile(tmp_path / "whole.pt") as file:
+        contents = {name: file.read(name) for name in file.namelist()}
+    other_key = contents["whole/data.pkl"].replace(b"X\1\0\0\x000", b"X\3\0\0\x000\x001")  # "0\0" and what follows is 0 to torch
+    archive(tmp_path / "key.pt", contents | {"whole/data.pkl": other_key})
+    torch.save([Call(bytearray, 10)], tmp_path / "bytes.pt")
+    for name in ("key", "bytes"):
+        torch.load(tmp_path / f"{name}.pt", weights_only=True)  # takes it
+        with pytest.raises(ValueError, match="a pickle that torch.save does not write"):
+            print(name, read_archive(tmp_path / f"{name}.pt"))

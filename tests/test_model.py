@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import pytest
 import timm
@@ -15,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import main
 from model import WHEELS, CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
+from tools.bad_input import Call
 
 
 def test_normalisation_is_inside():
@@ -24,6 +26,21 @@ def test_normalisation_is_inside():
     plain = (images / 255 - torch.tensor(cfg["mean"]).view(3, 1, 1)) / torch.tensor(cfg["std"]).view(3, 1, 1)
     torch.testing.assert_close(model(images), model.head(model.backbone(plain)), rtol=1e-3, atol=1e-4)
     assert model(images).shape == (2, 3)
+
+
+def test_the_head_and_known_compute_in_full_precision_behind_a_backbone_in_bf16():
+    model = build_model(SMALL, 5, "none").eval()
+    torch.nn.init.normal_(model.head.weight, std=10.0)
+    model.known.means.normal_()
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            features, logits, (judged, known) = model.features(images), model(images), model.judge(images)
+        wanted = torch.nn.functional.linear(features, model.head.weight, model.head.bias)
+        assert (features.dtype, logits.dtype) == (torch.float32, torch.float32)
+        for given in (logits, judged):
+            torch.testing.assert_close(given, wanted, rtol=0, atol=1e-5)
+        torch.testing.assert_close(known, model.known(features, wanted), rtol=0, atol=1e-6)
 
 
 def test_the_wheel_s_weights_are_the_real_ones():
@@ -37,14 +54,14 @@ def test_the_wheel_s_weights_are_the_real_ones():
     assert model.head.weight.shape == (9, 1280)
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors", "wrapped.pth"])
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "wrapped.pth", "of 2019.pth"])
 def test_weights_from_a_file_in_timm_s_format(tmp_path, kind):
     source = timm.create_model(SMALL, pretrained=False)  # with timm's own classifier on top
     state, file = source.state_dict(), tmp_path / f"weights.{kind}"
     if kind == "safetensors":
         save_file(state, file)
     else:
-        torch.save({"state_dict": state} if "wrapped" in kind else state, file)
+        torch.save({"state_dict": state} if "wrapped" in kind else state, file, _use_new_zipfile_serialization="2019" not in kind)
     model = build_model(SMALL, 4, str(file))
     for name, tensor in model.backbone.state_dict().items():
         assert torch.equal(tensor, state[name])
@@ -53,7 +70,14 @@ def test_weights_from_a_file_in_timm_s_format(tmp_path, kind):
 def test_a_weights_file_that_does_not_fit_is_named(tmp_path):
     torch.save({"conv_stem.weight": torch.ones(1)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("hello")
-    for name, message in {"other.pth": "missing or of another shape", "text.pth": "cannot be read", "none.pth": "no such file"}.items():
+    state = timm.create_model(SMALL, num_classes=0).state_dict()
+    torch.save(state | {"more": Call(bytearray, 10)}, tmp_path / "bytes.pth")
+    torch.save(state, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in whole.namelist():
+            packed.writestr(entry, whole.read(entry))
+    for name, message in {"other.pth": "missing or of another shape", "text.pth": "cannot be read", "none.pth": "no such file",
+                          "bytes.pth": "cannot be read", "packed.pth": "cannot be read"}.items():
         with pytest.raises(ModelError, match=f"--weights .*{name}: .*{message}"):
             build_model(SMALL, 4, str(tmp_path / name))
 

@@ -42,6 +42,10 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
     checkpoint.save(tmp_path / "cosine.pt", {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"} | {"head": "cosine"})
     with pytest.raises(CheckpointError, match="cosine.pt: has another head"):
         soup.main((runs[0], tmp_path / "cosine.pt"), out=tmp_path / "soup.pt")
+    odd = {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"}
+    checkpoint.save(tmp_path / "odd.pt", odd | {"weights": odd["weights"] | {"head.weight": torch.zeros(3, 5)}})
+    with pytest.raises(CheckpointError, match="odd.pt: its weights do not fit those of"):
+        soup.main((runs[0], tmp_path / "odd.pt"), out=tmp_path / "soup.pt")
     with pytest.raises(CheckpointError, match="no checkpoint given"):
         soup.main((), out=tmp_path / "soup.pt")
     with pytest.raises(CheckpointError, match="no such table"):

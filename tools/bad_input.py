@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,7 @@ def unreadable_files() -> dict[str, bytes]:
              "shared tags.tif": tiff_of_shared_tags(2_000, 2_000_000), "jpeg 2000.jpg": encoded(scene(), "JPEG2000"),
              "portable.png": encoded(scene(), "PPM"), "broken crc.png": png[:29] + b"\0\0\0\0" + png[33:],
              "broken idat.png": png[:60] + b"\0" * 40 + png[100:],
-             "cut.webp": webp[:len(webp) // 2], "riff alone.webp": webp[:12], "cut.gif": gif[:20], "cut.tif": tiff[:100],
+             "cut.webp": webp[:len(webp) // 2], "riff alone.webp": webp[:12], "whole.gif": gif, "cut.gif": gif[:20], "cut.tif": tiff[:100],
              "nan.tif": encoded(Image.fromarray(np.full((60, 80), np.nan, np.float32)), "TIFF")}
     files |= {f"cut at {tenth} tenths.jpg": jpeg[:len(jpeg) * tenth // 10] for tenth in range(1, 10)}
     files |= {f"cut at {tenth} tenths.png": png[:len(png) * tenth // 10] for tenth in range(1, 10)}
@@ -87,7 +87,7 @@ def odd_files() -> dict[str, bytes]:
              "exif again and again.jpg": with_exif(encoded(scene(), "JPEG"), b"Exif\0\0" * 650_000),
              "shared exif tags.jpg": with_exif(encoded(scene(), "JPEG"), tiff_of_shared_tags(20_000, 730_000)),
              "text chunk.png": encoded(scene(), "PNG", pnginfo=text), "tail.jpg": encoded(scene(), "JPEG") + HTML}
-    for kind in ("gif", "png", "webp", "tiff"):
+    for kind in ("png", "webp", "tiff"):
         files[f"animated.{kind}"] = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
     for orientation in range(9):  # 0 is none that exists
         exif[0x0112] = orientation
@@ -144,10 +144,10 @@ def bad_tables(photo: str) -> dict[str, tuple[bytes, str]]:
 
 
 def fuzzed(count: int, seed: int = 0) -> Iterator[bytes]:
-    """`count` byte strings near valid JPEG, PNG, WEBP, GIF and TIFF files: bits flipped, bytes replaced, cut, doubled."""
+    """`count` byte strings near valid JPEG, PNG, WEBP, TIFF, AVIF and BMP files: bits flipped, bytes replaced, cut, doubled."""
     rng = np.random.default_rng(seed)
-    kinds = [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("GIF", {}),
-             ("TIFF", {})]
+    kinds = [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("WEBP", {}), ("WEBP", {"lossless": True}), ("TIFF", {}),
+             ("AVIF", {}), ("BMP", {})]
     wholes = [encoded(scene(64, 48), kind, **more) for kind, more in kinds]
     for i in range(count):
         data = bytearray(wholes[i % len(wholes)])
@@ -162,11 +162,14 @@ def fuzzed(count: int, seed: int = 0) -> Iterator[bytes]:
         yield bytes(data[:int(rng.integers(1, len(data) + 1))] if rng.random() < 0.1 else data)
 
 
-class Bomb:
-    """Unpickled without care, it makes the folder `exploded`."""
+class Call:
+    """Unpickled without care, it calls a function."""
+
+    def __init__(self, function: Callable, *arguments):
+        self.call = function, arguments
 
     def __reduce__(self):
-        return os.mkdir, ("exploded",)
+        return self.call
 
 
 def write_hostile_checkpoints(folder: Path, good: Path) -> dict[str, str]:
@@ -178,17 +181,29 @@ def write_hostile_checkpoints(folder: Path, good: Path) -> dict[str, str]:
     def with_weights(**changed) -> dict:
         return whole | {"weights": weights | {name.replace("__", "."): value for name, value in changed.items()}}
 
-    head = weights["head.weight"]
+    head, bomb, one = weights["head.weight"], Call(os.mkdir, "exploded"), torch.zeros(1)
+    laughs = "x" * 100
+    for _ in range(7):  # a gigabyte when it is printed
+        laughs = [laughs] * 10
     changed = {
-        "bomb.pt": (whole | {"bomb": Bomb()}, "not a checkpoint"),
-        "bomb in weights.pt": (with_weights(head__weight=Bomb()), "not a checkpoint"),
-        "list.pt": ([1, 2], "holds no"), "weights alone.pt": (weights, "holds no"), "newer.pt": (whole | {"format": 99}, "format 99"),
+        "bomb.pt": (whole | {"bomb": bomb}, "not a checkpoint"),
+        "bomb in weights.pt": (with_weights(head__weight=bomb), "not a checkpoint"),
+        "bytes.pt": (whole | {"more": Call(bytearray, 3 * 10**9)}, "not a checkpoint"),
+        "laughs.pt": (whole | {"format": laughs}, "not of format"), "kept.pt": (whole | {"kept": laughs}, "kept is not"),
+        "many formats.pt": (whole | {"format": one.expand(3 * 10**9)}, "not of format"),
+        "views.pt": (with_weights(**{f"view {i}": torch.zeros(10**6).expand(3000, 10**6) for i in range(3)}), "more than it holds"),
+        "17 GB.pt": (whole | {"model": "eva02_enormous_patch14_clip_224.laion2b"}, "do not fit"),
+        "long name.pt": (whole | {"classes": ["a" * 30_000, *whole["classes"][1:]]}, "classes"),
+        "long model.pt": (whole | {"model": "a" * 30_000}, "model is not"),
+        "large photo.pt": (whole | {"image_size": 4096}, "image_size"),
+        "sparse.pt": (with_weights(more=one.to_sparse()), "not a checkpoint"),
+        "list.pt": ([1, 2], "holds no"), "weights alone.pt": (weights, "holds no"), "newer.pt": (whole | {"format": 99}, "not of format"),
         "nan.pt": (with_weights(head__weight=head * float("nan")), "not finite"),
         "inf.pt": (with_weights(head__bias=weights["head.bias"] / 0), "not finite"),
         "narrow.pt": (with_weights(head__weight=head[:, :3]), "do not fit"),
         "fewer.pt": (with_weights(head__weight=head[:3]), "do not fit"),
         "classes.pt": (whole | {"classes": [*whole["classes"], "another"]}, "do not fit"),
-        "wide.pt": (with_weights(head__weight=torch.zeros(1).expand(10**6, 10**6)), "do not fit"),
+        "wide.pt": (with_weights(head__weight=one.expand(10**6, 10**6)), "more than it holds"),
         "path in keys.pt": (with_weights(**{"../../outside": head}), "do not fit"),
         "no weights.pt": (whole | {"weights": {}}, "do not fit"),
         "other model.pt": (whole | {"model": "tf_efficientnet_lite0"}, "do not fit"),
@@ -210,4 +225,4 @@ def write_hostile_checkpoints(folder: Path, good: Path) -> dict[str, str]:
         for entry in source.namelist():
             packed.writestr(entry, source.read(entry))
         packed.writestr(source.namelist()[0].split("/")[0] + "/data/bomb", bytes(50_000_000))
-    return {name: pattern for name, (_, pattern) in changed.items()} | dict.fromkeys(files, "not a checkpoint") | {"packed.pt": "packed"}
+    return {name: pattern for name, (_, pattern) in changed.items()} | dict.fromkeys([*files, "packed.pt"], "not a checkpoint")

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from accelerate import Accelerator
 from torch.optim.swa_utils import update_bn
 from tyro.conf import Positional
 
@@ -18,10 +17,11 @@ import engine
 import fitting
 import metrics
 import record
-from checkpoint import CheckpointError, models_of
+from checkpoint import CheckpointError, models_of, shapes
 from dataset import Batches, Photos, make_loader
-from model import build_model
-from photos import spell_out
+from device import make_accelerator, to_device
+from photos import sentence, spell_out
+from trained import network
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
 
@@ -42,17 +42,19 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         for what in ("model", "head", "classes", "image_size", "crop"):
             if other[what] != saved[0][what]:
                 raise CheckpointError(f"{path}: has another {what} than {checkpoints[0]}. Average models that differ in weights alone.")
+        if shapes(other["weights"]) != shapes(saved[0]["weights"]):
+            raise CheckpointError(f"{path}: its weights do not fit those of {checkpoints[0]}: one was changed or is broken.")
     one_split = len({tuple(other["config"][knob] for knob in ("data", "folds", "fold", "seed")) for other in saved}) == 1
     if greedy and not one_split:
         raise CheckpointError("--greedy: the runs have other splits, so that each photo was learnt from by one of them. Leave it out.")
-    first, accelerator = saved[0], Accelerator()
+    first, accelerator = saved[0], make_accelerator()[0]
     photos = checkpoints[0].parent / "photos.csv"
     if not photos.is_file():
         raise CheckpointError(f"{photos}: no such table. Leave {checkpoints[0].name} in its run's folder, beside the list of its photos.")
     table = record.read_table(photos)
     labels = {side: torch.tensor([first["classes"].index(label) for label in table.label[table.side == side]]) for side in ("train", "val")}
     size, crop = first["image_size"], first["crop"]
-    model = build_model(first["model"], len(first["classes"]), "none", first["head"]).to(accelerator.device)
+    model = network(checkpoints[0], first).to(accelerator.device)
 
     def loader_of(side: str, views: RandomViews | FixedViews, min_side: float):
         paths = table.path[table.side == side]
@@ -66,7 +68,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         model.load_state_dict(mean_weights(weights))
         if by_batch and len(weights) > 1:                                  # statistics of other weights than these
             views = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL)
-            update_bn((engine.to_device(images.flatten(0, -4), accelerator) for images, index, _ in views if len(index)), model)
+            update_bn((to_device(images.flatten(0, -4), accelerator) for images, index, _ in views if len(index)), model)
 
     def accuracy(*weights: dict[str, torch.Tensor]) -> float:
         """Of the mean of these weights, which the model has afterwards."""
@@ -112,4 +114,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))
