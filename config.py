@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 class ConfigError(ValueError):
@@ -71,12 +71,15 @@ class Config:
     resume: Path | None = None  # folder of a stopped run to go on with, in the middle of an epoch too; needs no other flag
 
     def __post_init__(self) -> None:
+        for knob, kind in get_type_hints(Config).items():  # first: find_spec below runs what a checkpoint's track = "a.b" names
+            if get_origin(kind) is Literal and getattr(self, knob) not in get_args(kind):
+                raise ConfigError(f"--{knob} {getattr(self, knob)}: use one of {', '.join(get_args(kind))}")
         rules = [  # (knob, holds, what is wrong with it and what to do)
             ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}, or -1 for each in turn"),
             ("image_size", self.image_size == 0 or self.image_size >= 32,
              "backbones halve a photo five times: use 32 pixels or more, or 0 for the backbone's own size"),
-            ("workers", self.workers >= -1, "use -1 (one a core), 0 (none) or a number of processes"),
+            ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),

@@ -35,7 +35,7 @@ class Exported:
     def __init__(self, path: Path, tta: int, workers: int):
         cores = os.cpu_count() or 1
         self.workers = workers if workers >= 0 else cores
-        self.session = _open(path, threads=cores if self.workers <= 1 else 1)
+        self.path, self.session = path, _open(path, threads=cores if self.workers <= 1 else 1)
         properties = _properties(path, self.session)
         self.classes: list[str] = properties["classes"]
         self.temperature, size, crop = properties["temperature"], properties["image_size"], properties["crop"]
@@ -66,7 +66,11 @@ class Exported:
     def answer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 (B, 3, S, S) → probabilities (B, K), known (B,)."""
         logits, known = self.session.run(None, {"images": images})
-        return trust.softmax(logits / self.temperature), known
+        logits = logits / self.temperature
+        if not (np.isfinite(logits).all() and np.isfinite(known).all()):
+            raise CheckpointError(f"{self.path}: its answers are no finite numbers: it was changed or is broken. "
+                                  "Make it anew with `python -m tools.export RUN`.")
+        return trust.softmax(logits), known
 
 
 def _open(path: Path, threads: int) -> onnxruntime.InferenceSession:

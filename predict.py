@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import trust
 from checkpoint import CheckpointError, atomic_file, check_exists, models_of
-from photos import DataError, is_photo, read_csv, shown, spell_out
+from photos import DataError, is_photo, read_csv, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
 if TYPE_CHECKING:
@@ -239,4 +239,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Options, description=__doc__)))
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

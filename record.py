@@ -13,6 +13,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from checkpoint import atomic_file
+from photos import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
 NO_RESULT = ("out", "resume", "workers", "quiet", "track")  # knobs that say where and how a run goes, not what comes of it
@@ -30,7 +31,17 @@ def new_folder(out: Path | None, model: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{folder}: cannot be made ({error.strerror}). Give another --out.") from error
+    check_folder(folder)  # now, as its report at the end would be refused
     return folder
+
+
+def check_folder(folder: Path) -> None:
+    """Raises RunError if `folder` holds anything but files and folders, at any depth: what a stranger's run links to would be shown in
+    its report, or written over; a pipe would be waited for, a device read without end. The folder itself may be a link."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):  # not there: another process's, just removed
+            raise RunError(f"{shown(path)}: neither a file nor a folder, and a run must not lead out of its own. "
+                           "Delete it, or keep the run in a folder of its own.")
 
 
 def lock(folder: Path, new: bool) -> FileLock:

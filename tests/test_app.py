@@ -1,9 +1,11 @@
+import cv2
 import numpy as np
 import pytest
 
+import photos
 from explain import ExplainError
 from predict import Predictor
-from tools.app import MOST, WORDS, App
+from tools.app import MOST, QUEUE, WORDS, App
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +41,31 @@ def test_what_is_unsure_or_deadly_is_said_in_the_reader_s_language(app, drawn, m
 
 
 def test_a_model_without_heat_maps_answers_all_the_same(app, drawn, monkeypatch):
-    def none(photo, k):
+    def none(explainer, photo, k):
         raise ExplainError("tokens")
 
-    monkeypatch.setattr(app, "explainer", none)
+    monkeypatch.setattr("tools.app.Explainer.__call__", none)
     answer, _, pictures = app.answer([str(drawn / "Amanita" / "amanita_0001.jpg")], "English")
     assert len(answer) == 9
     assert pictures == []
+
+
+def test_a_photo_too_large_to_be_read_whole_has_its_heat_map_and_a_vanished_one_its_answer(app, tmp_path, rng, monkeypatch):
+    cv2.imwrite(str(tmp_path / "big.jpg"), rng.integers(0, 256, (600, 600, 3), np.uint8))
+    monkeypatch.setattr(photos, "MAX_PIXELS", 200_000)
+    answer, _, pictures = app.answer([str(tmp_path / "big.jpg")], "English")
+    assert (len(answer), len(pictures)) == (9, 2)
+
+    def gone(path, min_side):
+        raise photos.PhotoError("gone")
+
+    monkeypatch.setattr("tools.app.read_photo", gone)
+    assert app.answer([str(tmp_path / "big.jpg")], "English") == (answer, _, [])
+
+
+def test_only_so_many_questions_wait(app):
+    pytest.importorskip("gradio")
+    assert app.page()._queue.max_size == QUEUE
 
 
 def test_a_page_from_an_export_alone_has_no_heat_maps(run, drawn, monkeypatch, capsys):

@@ -1,3 +1,4 @@
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -48,6 +49,15 @@ def test_runs_that_end_together_all_get_their_row(tmp_path, monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda i: record.add_experiment(Path(f"runs/{i}"), {}, {}, i), range(40)))
     assert sorted(record.read_table(record.EXPERIMENTS).run) == sorted(f"runs/{i}" for i in range(40))
+
+
+def test_a_long_word_takes_no_minutes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    record.add_experiment(Path("runs/a"), {}, {}, 1.0)
+    record.write_table(record.EXPERIMENTS, record.read_table(record.EXPERIMENTS).assign(settings=f"{'x' * 60_000} lr=0.01"))
+    began = time.perf_counter()
+    assert compare.read_runs(record.EXPERIMENTS)[1] == "lr=0.01"
+    assert time.perf_counter() - began < 2
 
 
 def test_no_record_is_told(tmp_path):

@@ -20,10 +20,17 @@ def test_defaults_are_the_entry_s():
     ("batch", 1), ("accumulate", 0), ("lr", 0.0), ("lr", float("nan")), ("lr", float("inf")), ("momentum", 1.0), ("weight_decay", -0.1),
     ("warmup", 1.0), ("progressive", 0.1), ("layer_decay", 0.0), ("freeze", 1.5), ("ema", 1.0), ("smoothing", 1.0), ("focal", -1.0),
     ("arcface", 1.6), ("head_lr", -0.1), ("augment", 1.1), ("clip", -1.0), ("mixup", -0.2), ("rho", -0.05), ("rho", float("nan")),
-    ("sam_every", 0), ("sam_start", 1.5), ("seed", -1), ("track", "no_such_tracker")])
+    ("sam_every", 0), ("sam_start", 1.5), ("seed", -1), ("track", "no_such_tracker"), ("schedule", "x"), ("workers", 1000)])
 def test_a_value_that_cannot_work_is_named_with_its_remedy(knob, value):
     with pytest.raises(ConfigError, match=f"--{knob.replace('_', '-')} {value}: .+"):
         Config(**{knob: value})
+
+
+def test_a_tracker_s_name_from_a_stranger_s_checkpoint_runs_nothing(tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise RuntimeError")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="--track trap.x: use one of none, tensorboard, trackio, wandb"):
+        Config.from_dict(Config().to_dict() | {"track": "trap.x"})
 
 
 def test_random_weights_cannot_be_frozen():

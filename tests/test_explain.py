@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import checkpoint
+import photos
 import predict
 from explain import Explainer, ExplainError
 from model import build_model
@@ -73,6 +74,13 @@ def test_predict_draws_one_answer_large_and_several_as_a_sheet(run, drawn, tmp_p
     one, four = read_photo(tmp_path / "one.png").shape, read_photo(tmp_path / "four.png").shape
     assert one[1] > 2 * one[0]    # photo, heat map, bars: side by side
     assert four[0] > 0.4 * four[1]  # two rows of three pairs
+
+
+def test_a_photo_too_large_to_be_read_whole_is_explained(run, tmp_path, rng, monkeypatch):
+    cv2.imwrite(str(tmp_path / "big.jpg"), rng.integers(0, 256, (600, 600, 3), np.uint8))
+    monkeypatch.setattr(photos, "MAX_PIXELS", 200_000)
+    assert predict.main(Options((tmp_path / "big.jpg",), checkpoint=(run / "best.pt",), explain=tmp_path / "one.png")) == 0
+    assert (tmp_path / "one.png").is_file()
 
 
 def test_the_missing_package_is_named_with_the_remedy(run, monkeypatch):

@@ -149,6 +149,15 @@ def test_a_foreign_or_hostile_file_is_refused_in_one_sentence(run, tmp_path, cha
         Predictor(tmp_path / "sub" / "x.onnx")
 
 
+def test_answers_that_are_no_numbers_are_refused(run, paths, tmp_path):
+    model = onnx.load(run / "best.onnx")
+    bias = next(t for t in model.graph.initializer if t.name == "model.head.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(9, np.nan, np.float32), bias.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    with pytest.raises(CheckpointError, match=r"nan.onnx: its answers are no finite numbers"):
+        Predictor(tmp_path / "nan.onnx").probs(paths)
+
+
 def test_a_missing_or_broken_file_and_random_views_are_refused(run, tmp_path):
     (tmp_path / "text.onnx").write_text("hello")
     (tmp_path / "cut.onnx").write_bytes((run / "best.onnx").read_bytes()[:100_000])

@@ -12,6 +12,7 @@ from conftest import ROOT, save_random_model
 import checkpoint
 import predict
 from checkpoint import CheckpointError
+from photos import sentence
 from predict import Options, Predictor
 
 
@@ -164,6 +165,7 @@ def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch)
     saved = checkpoint.load(run / "best.pt")
     checkpoint.save(tmp_path / "other.pt", {k: v for k, v in saved.items() if k != "format"} | {"classes": list("abcdefghi"), "notes": {}})
     (tmp_path / "void").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
     best = run / "best.pt"
     for options, message in [(Options((photo,), checkpoint=(tmp_path / "none.pt",)), "none.pt: no such checkpoint"),
                              (Options((photo,)), "no trained model"),
@@ -171,7 +173,8 @@ def test_errors_name_the_thing_and_the_remedy(run, photo, tmp_path, monkeypatch)
                              (Options((photo,), checkpoint=(best,), tta=99), "there are 1 to 16 views"),
                              (Options((), checkpoint=(best,)), "no photo given"),
                              (Options((tmp_path / "void",), checkpoint=(best,)), "no photo in it"),
-                             (Options((tmp_path / "none.csv",), checkpoint=(best,)), "none.csv: cannot be opened")]:
+                             (Options((tmp_path / "none.csv",), checkpoint=(best,)), "none.csv: cannot be opened"),
+                             (Options((tmp_path / "pipe.csv",), checkpoint=(best,)), r"pipe.csv: cannot be opened \(not a file\)")]:
         with pytest.raises(ValueError, match=message):
             predict.main(options)
 
@@ -200,12 +203,18 @@ def test_quiet_prints_the_answers_alone(run, photo, drawn, capsys):
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), [
-    (("a.jpg", "--checkpoint", "none.pt"), 1, "none.pt: no such checkpoint"), (("a.jpg", "--chekpoint", "x"), 2, "--checkpoint")])
+    (("a.jpg", "--checkpoint", "none.pt"), 1, "none.pt: no such checkpoint"),
+    (("a.jpg", "--checkpoint", "\x1b[2J.pt"), 1, "\\x1b[2J.pt: no such checkpoint"), (("a.jpg", "--chekpoint", "x"), 2, "--checkpoint")])
 def test_errors_are_one_sentence_on_the_screen(tmp_path, arguments, code, message):
     done = subprocess.run([sys.executable, ROOT / "predict.py", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_keeps_its_lines_and_an_end():
+    assert sentence(ValueError("a\n\x1b[2J蘑菇")) == "a\n\\x1b[2J蘑菇"
+    assert len(sentence(ValueError("\x1b" * 9000))) == 2000
 
 
 def test_no_checkpoint_and_changed_weights_are_refused(run, tmp_path):

@@ -83,7 +83,9 @@ def test_the_card_survives_the_names_of_classes(run, tmp_path):
     folder, odd = shutil.copytree(run, tmp_path / "run"), "<b>Amanita|1"
     for table in ("photos.csv", "val.csv"):
         record.write_table(folder / table, record.read_table(folder / table).replace("Amanita", odd).rename(columns={"Amanita": odd}))
-    card = publish.card(folder, checkpoint.load(run / "best.pt") | {"classes": [odd, *CLASSES[1:]]}, "me/x", "mit")
+    card = publish.card(folder, checkpoint.load(run / "best.pt") | {
+        "classes": [odd, *CLASSES[1:]], "notes": {odd: {"danger": "deadly", "note": "<b>the liver fails"}}}, "me/x", "mit")
+    assert "the liver fails" in card
     assert [line.count("|") - line.count("\\|") for line in card.splitlines() if "Amanita" in line and line.startswith("|")] == [5]
     assert "<b>" not in card
 

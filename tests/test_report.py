@@ -1,13 +1,19 @@
+import os
 import re
 import shutil
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 import checkpoint
+import photos
 import plots
 import record
+from config import Config
+from prepare import resumed
+from tools.publish import publish
 from tools.report import write_report
 
 
@@ -27,7 +33,43 @@ def test_a_report_tells_the_scores_of_the_log_and_needs_no_other_file(run):
 
 def test_names_cannot_break_the_page(run, drawn, tmp_path):
     copy = shutil.copytree(run, tmp_path / "<b>run")
+    settings = (copy / "config.json").read_text(encoding="utf-8")
+    (copy / "config.json").write_text(settings.replace('"cpu"', '"<b>run"').replace('"precision": "', '"precision": "<b>run'))
     assert "<b>run" not in write_report(copy).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("use", [write_report, publish, lambda run: resumed(Config(resume=run), checkpoint.load(run / "last.pt")),
+                                 lambda run: record.new_folder(run, "a model")], ids=["report", "publish", "resume", "out"])
+def test_a_run_that_leads_out_of_its_folder_is_refused(run, tmp_path, use):
+    copy, elsewhere = shutil.copytree(run, tmp_path / "run"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for make, name in ((os.symlink, "report"), (os.symlink, "model"), (os.symlink, "batch.png"), (os.symlink, "fold1/val.csv"),
+                       (lambda _, path: os.mkfifo(path), "fold1/config.json")):
+        path = copy / name
+        path.parent.mkdir(exist_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        make(elsewhere, path)
+        with pytest.raises(record.RunError, match=f"run/{name}: neither a file nor a folder.* Delete it"):
+            use(copy)
+        path.unlink()
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_run_may_be_reached_through_a_link(run, tmp_path):
+    os.symlink(run, tmp_path / "link")
+    record.check_folder(tmp_path / "link")
+
+
+def test_mistakes_too_large_to_be_read_whole_are_shown(run, tmp_path, rng, monkeypatch):
+    copy, big = shutil.copytree(run, tmp_path / "run"), tmp_path / "big.jpg"
+    cv2.imwrite(str(big), rng.integers(0, 256, (600, 600, 3), np.uint8))
+    record.write_table(copy / "val.csv", record.read_table(copy / "val.csv").assign(image=str(big)))
+    monkeypatch.setattr(photos, "MAX_PIXELS", 200_000)
+    assert "The heat shows" in write_report(copy).read_text(encoding="utf-8")
+    big.write_bytes(b"x")
+    with pytest.raises(photos.PhotoError, match=r"big.jpg: not a photo"):
+        write_report(copy)
 
 
 def test_no_run_and_no_photos_are_told(run, tmp_path):

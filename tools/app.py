@@ -13,10 +13,10 @@ import tyro
 
 import trust
 from explain import Explainer, ExplainError, overlay
-from photos import read_photo
+from photos import PhotoError, read_photo, sentence
 from predict import CAUTION, Predictor, newest_checkpoint
 
-MOST, LARGEST = 8, "20mb"  # photos of one find, and the size of one
+MOST, LARGEST, QUEUE = 8, "20mb", 20  # photos of one find, the size of one, questions that may wait
 WORDS = {
     "English": {
         "title": f"# Which mushroom is it?\nUp to {MOST} photos of one find. On a phone, tap to take one.",
@@ -36,7 +36,7 @@ WORDS = {
 @dataclass(frozen=True)
 class Options:
     checkpoint: tuple[Path, ...] = ()  # one or many best.pt, .onnx or run folders, averaged; none = the newest under runs/
-    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = all who can reach it
+    host: str = "127.0.0.1"  # this machine alone; 0.0.0.0 = all who can reach it; 20 questions may wait, further ones are refused
     port: int = 7860  # 0 = any that is free
 
 
@@ -72,9 +72,9 @@ class App:
         if share >= trust.NOTICEABLE:
             lines.append(f"**{words['deadly'].format(share, ', '.join(self.local(name, language) for name in deadly))}**")
         try:
-            pairs = [self.explainer(read_photo(paths[i]), int(mean.argmax())) for i in read] if self.explainer else []
+            pairs = [self.explainer(read_photo(paths[i], self.explainer.detail), int(mean.argmax())) for i in read if self.explainer]
             pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
-        except ExplainError:  # a transformer's tokens are no picture: the answer stands without
+        except (ExplainError, PhotoError):  # a transformer's tokens are no picture: the answer stands without
             pictures = []
         return {self.local(name, language): prob for name, prob in likely}, "\n\n".join([*lines, words["caution"]]), pictures
 
@@ -103,7 +103,7 @@ class App:
                         text["caution"], gr.update(label=text["heat"], value=None))
 
             language.change(translate, language, [title, photos, ask, answer, words, heat])
-        return page
+        return page.queue(max_size=QUEUE)
 
 
 def main(options: Options) -> None:
@@ -124,4 +124,4 @@ if __name__ == "__main__":
     try:
         main(tyro.cli(Options, description=__doc__))
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

@@ -12,7 +12,7 @@ import tyro
 
 import plots
 import record
-from photos import spell_out
+from photos import sentence, spell_out
 from tools.page import image, section, table, write_page
 
 
@@ -21,7 +21,7 @@ def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
     if not file.is_file():
         raise record.RunError(f"{file}: no such record. Each finished training adds a row; run main.py, or pass --file FILE.")
     rows = record.read_table(file)
-    knobs = pd.DataFrame([dict(re.findall(r"(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index).fillna("")
+    knobs = pd.DataFrame([dict(re.findall(r"\b(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index).fillna("")
     same = [knob for knob in knobs if knobs[knob].nunique() == 1]
     scores = rows.drop(columns=["settings", "finished"]).rename(columns=lambda name: name.removeprefix("val_"))
     return scores.join(knobs.drop(columns=same)), " ".join(f"{knob}={knobs[knob].iloc[0]}" for knob in same)
@@ -69,4 +69,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

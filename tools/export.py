@@ -19,6 +19,7 @@ from tyro.conf import Positional
 import checkpoint
 from checkpoint import CheckpointError
 from model import Classifier
+from photos import sentence
 from trained import load_model
 
 LARGEST_DIFFERENCE = 1e-4  # of a probability, against the checkpoint's
@@ -85,4 +86,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(export, description=__doc__)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

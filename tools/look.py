@@ -8,7 +8,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from photos import read_named
+from photos import read_named, sentence
 from pictures import contact_sheet
 from predict import Predictor
 from transforms import RandomViews, training_transform
@@ -52,4 +52,4 @@ if __name__ == "__main__":
     try:
         tyro.extras.subcommand_cli_from_dict({"augmentations": augmentations, "predictions": predictions})
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

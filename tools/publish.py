@@ -22,6 +22,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from checkpoint import CheckpointError
+from photos import sentence
 from tools.export import export
 from trained import load_model
 
@@ -87,6 +88,7 @@ Or with the program that made it: `python predict.py photo.jpg --checkpoint best
 def publish(run: Positional[Path], push: str = "", license: str = "other", private: bool = False) -> Path:
     """run: a run's folder. push: USER/NAME on the Hugging Face hub (log in first: `hf auth login`); none = only the folder.
     license: of the model, as the hub names it; photos and pretrained weights have terms of their own. private: seen by you alone."""
+    record.check_folder(run)
     model, saved = load_model(run / "best.pt")
     if not (run / "val.csv").is_file():
         raise CheckpointError(f"{run}: no finished run, it holds no val.csv to tell how good it is. Let it end: main.py --resume {run}")
@@ -127,11 +129,11 @@ def as_timm(model, saved: dict) -> torch.nn.Module:
 def card(run: Path, saved: dict, repo: str, license: str) -> str:
     """The model card: what it is for, on what it was trained, how good it is, where it fails."""
     photos, (_, probs, labels), classes = record.read_table(run / "photos.csv"), record.read_answers(run / "val.csv"), saved["classes"]
-    names = [html.escape(name).replace("|", "\\|") for name in classes]  # Markdown takes tags as they are, and cuts tables at a bar
+    names = [plain(name) for name in classes]
     scores, learnt = metrics.scores(probs, labels), photos.label[photos.side == "train"].value_counts()
     rows = [f"| {shown} | {learnt.get(name, 0)} | {judged:.0f} | {recall:.2f} |"
             for name, shown, (_, recall, _, judged) in zip(classes, names, metrics.per_class(probs, labels), strict=True)]
-    dangers = [f"{name}: {note['note']}." for name, note in saved["notes"].items() if note["danger"] == "deadly"]
+    dangers = [plain(f"{name}: {note['note']}.") for name, note in saved["notes"].items() if note["danger"] == "deadly"]
     return CARD.format(
         license=license, title=repo.split("/")[-1], classes=", ".join(names), model=saved["model"], size=saved["image_size"],
         learnt=learnt.sum(), dangers=" ".join(dangers), judged=len(labels), **scores,
@@ -139,8 +141,13 @@ def card(run: Path, saved: dict, repo: str, license: str) -> str:
         rows="\n".join(rows), repo=repo, example=EXAMPLE)
 
 
+def plain(text: str) -> str:
+    """For Markdown, which takes tags as they are, and cuts tables at a bar."""
+    return html.escape(text).replace("|", "\\|")
+
+
 if __name__ == "__main__":
     try:
         tyro.cli(publish, description=__doc__)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

@@ -18,7 +18,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from checkpoint import CheckpointError, atomic_file
-from photos import PhotoError, read_photo
+from photos import PhotoError, read_photo, sentence
 from predict import Predictor
 
 CALIBRATE = 128  # training photos, drawn at random, whose ranges are taken
@@ -86,4 +86,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(quantize, description=__doc__)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

@@ -23,7 +23,7 @@ import record
 from config import Config
 from dataset import SIDES
 from explain import Explainer, ExplainError, reasons_sheet
-from photos import read_photo, spell_out
+from photos import read_named, sentence, spell_out
 from pictures import contact_sheet
 from predict import CAUTION
 from tools.page import figures, image, section, table, write_page
@@ -34,6 +34,7 @@ WORST, SUREST = 9, 18  # mistakes shown
 
 def write_report(run: Path) -> Path:
     """Returns RUN/report.html. Raises ValueError where RUN is not a finished run, or its photos are gone."""
+    record.check_folder(run)
     if not (run / "val.csv").is_file():
         raise record.RunError(f"{run}: no finished run, it holds no val.csv. Pass a folder that main.py made under runs/.")
     (val, probs, labels), photos = record.read_answers(run / "val.csv"), record.read_table(run / "photos.csv")
@@ -57,10 +58,11 @@ def write_report(run: Path) -> Path:
     counts, by_class = metrics.confusion(probs, labels), metrics.per_class(probs, labels)
     kept = checkpoint.load(run / "best.pt").get("kept", "one of these")  # a run of an earlier day does not say
     shares = [[f"{share:.3f}" for share in row[:3]] + [f"{row[3]:.0f}"] for row in by_class]
+    about = f"{run.name} · {settings['device']}, {settings['precision'].replace('no', 'fp32')} · {CAUTION}"
     changed = {k: v for k, v in config.items() if Config().to_dict().get(k) != v}
     write_page(
         run / "report.html", f"{config['model']} on {Path(config['data']).name}",
-        f'<p class="quiet">{html.escape(run.name)} · {settings["device"]}, {settings["precision"].replace("no", "fp32")} · {CAUTION}</p>',
+        f'<p class="quiet">{html.escape(about)}</p>',
         figures({"accuracy": f"{metrics.accuracy(probs, labels):.1%}", "macro-F1": f"{metrics.macro_f1(probs, labels):.3f}",
                  "log loss": f"{metrics.log_loss(probs, labels):.3f}",
                  "calibration error": f"{metrics.calibration_error(probs, labels):.3f}",
@@ -102,7 +104,7 @@ def mistakes(checkpoint: Path, paths: list[str], labels: np.ndarray, probs: np.n
 
     try:
         explainer = Explainer(checkpoint)
-        pairs = [explainer(read_photo(paths[i]), answers[i]) for i in worst]
+        pairs = [explainer(read_named(paths[i], explainer.detail), answers[i]) for i in worst]
         text, sheet = "The truth got the least probability. The heat shows what spoke for the wrong answer.", reasons_sheet
     except ExplainError as error:
         pairs, text, sheet = squares(paths, worst), f"The truth got the least probability. Without heat maps: {error}.", contact_sheet
@@ -112,7 +114,7 @@ def mistakes(checkpoint: Path, paths: list[str], labels: np.ndarray, probs: np.n
 
 
 def squares(paths: list[str], rows: np.ndarray) -> list[np.ndarray]:
-    return [crop_view(read_photo(paths[i], 256), 256, 1.0) for i in rows]
+    return [crop_view(read_named(paths[i], 256), 256, 1.0) for i in rows]
 
 
 def main(run: Positional[Path]) -> None:
@@ -125,4 +127,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

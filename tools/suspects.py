@@ -11,7 +11,7 @@ import tyro
 from tyro.conf import Positional
 
 from dataset import DataError
-from photos import read_named, spell_out
+from photos import read_named, sentence, spell_out
 from pictures import contact_sheet
 from record import read_table, write_table
 from views import crop_view
@@ -62,4 +62,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
     except ValueError as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))

@@ -21,6 +21,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from config import Config
+from photos import sentence
 
 MAIN = Path(__file__).parents[1] / "main.py"
 PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
@@ -115,4 +116,4 @@ if __name__ == "__main__":
     try:
         tyro.cli(main, description=__doc__)
     except (RuntimeError, ValueError) as error:
-        sys.exit(str(error))
+        sys.exit(sentence(error))
