@@ -171,9 +171,7 @@ def file_sizes(table: pd.DataFrame) -> list[int]:
 
 def changes(table: pd.DataFrame, data: Path) -> str:
     """What is other in the photos than when `table` was made, by its column bytes; "" if nothing."""
-    if "bytes" not in table:  # a run of an earlier version
-        return ""
-    now, then = np.array(file_sizes(table)), table.bytes.astype(int).to_numpy()
+    now, then = np.array(file_sizes(table)), table.bytes.to_numpy()
     try:
         new = len(set(load_table(data).path) - set(table.path))
     except DataError:

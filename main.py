@@ -33,7 +33,7 @@ from device import DeviceError, be_deterministic, keep_memory, make_accelerator,
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
 from photos import read_photo, sentence, spell_out
-from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, resumed
+from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, restore, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
 from tools.report import write_report
@@ -65,7 +65,7 @@ def train(config: Config) -> Path:
     say(f"{run}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
-    table = (record.read_table(run / "photos.csv") if saved
+    table = (record.read_photos(run) if saved
              else engine.from_main(lambda: look_at_photos(listed, config, run, say), accelerator))
     if saved:
         changed = dataset.changes(table, config.data)
@@ -109,11 +109,7 @@ def train(config: Config) -> Path:
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
     history: list[dict] = []
     if saved:
-        learner.load_state_dict(saved["learner"])
-        judged.load_state_dict(saved["weights"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if accelerator.scaler and saved["scaler"]:  # none where the run began on a device without one
-            accelerator.scaler.load_state_dict(saved["scaler"])
+        restore(saved, run, learner, judged, optimizer, accelerator.scaler)
         progress, history = progress | saved["progress"], saved["history"]
 
     def save(name: str, **more) -> None:

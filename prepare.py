@@ -18,25 +18,45 @@ import dataset
 import engine
 import pictures
 import record
+from checkpoint import CheckpointError
 from config import Config, ConfigError
 from device import to_device
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
+NOT_OURS = "does not fit its own settings and photos: it was changed or is broken. Start a new run."
+
 
 def resumed(config: Config, saved: dict) -> Config:
-    """The run's own settings; only --workers and --quiet may be given anew, as they change no result."""
+    """The run's own settings; only --workers and --quiet may be given anew, as they change no result. Raises ConfigError,
+    CheckpointError, RunError."""
     given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet")}
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     record.check_folder(config.resume)
-    own = Config.from_dict(saved["config"])
-    if saved["progress"]["epoch"] >= own.epochs and record.has_experiment(config.resume):
+    try:
+        own, done = Config.from_dict(saved["config"]), saved["progress"]["epoch"]
+        more = done < own.epochs
+    except (AttributeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error
+    if not more and record.has_experiment(config.resume):
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
                           f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers
     return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
+
+
+def restore(saved: dict, run: Path, learner, judged, optimizer: SAM, scaler: torch.amp.GradScaler | None) -> None:
+    """What last.pt holds, into what trains on. Raises CheckpointError."""
+    try:
+        learner.load_state_dict(saved["learner"])
+        judged.load_state_dict(saved["weights"])
+        optimizer.load_state_dict(saved["optimizer"])
+        if scaler and saved["scaler"]:  # none where the run began on a device without one
+            scaler.load_state_dict(saved["scaler"])
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{run / 'last.pt'}: {NOT_OURS}") from error
 
 
 def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:

@@ -96,6 +96,17 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
 
 
+def read_photos(run: Path) -> pd.DataFrame:
+    """The run's photos.csv. Raises RunError."""
+    try:
+        table = read_table(run / "photos.csv")
+        if {"path", "label", "side", "bytes"} <= set(table) and {"train", "val"} <= set(table.side):
+            return table.astype({"bytes": int})
+    except (OSError, ValueError):  # pandas' errors are ValueErrors
+        pass
+    raise RunError(f"{run / 'photos.csv'}: missing, or not as the run wrote it. Put it back, or start a new run.")
+
+
 def read_answers(path: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """What write_answers wrote: the table, its probabilities float (N, K), and the labels int (N,) as columns of them."""
     table = read_table(path)

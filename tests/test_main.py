@@ -166,6 +166,23 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(small_config, sign, whole_
     assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
 
 
+@pytest.mark.parametrize("broken", [
+    {"config": None}, {"progress": []}, {"progress": {}}, {"learner": {}}, {"optimizer": {"a": 1}}, {"optimizer": None}, "", "a,b\n1,2\n",
+    "path,label,side,bytes\na.jpg,x,train,1\n", "path,label,side,bytes\na.jpg,x,train,many\nb.jpg,x,val,1\n",
+    "path,label,side,bytes\na.jpg,x,train,1\nb.jpg,y,val,1\n", None])
+def test_a_run_whose_files_are_not_as_it_wrote_them_is_refused_with_a_sentence(run, tmp_path, broken):
+    shutil.copytree(run, tmp_path / "run")
+    saved, photos = checkpoint.load(run / "last.pt"), tmp_path / "run" / "photos.csv"
+    saved = saved | {"progress": saved["progress"] | {"epoch": 0}} | (broken if isinstance(broken, dict) else {})
+    checkpoint.save(tmp_path / "run" / "last.pt", saved)
+    if broken is None:
+        photos.unlink()
+    elif isinstance(broken, str):
+        photos.write_text(broken)
+    with pytest.raises(main.USER_ERRORS, match=str(tmp_path)):
+        main.train(Config(resume=tmp_path / "run"))
+
+
 def test_a_run_that_began_without_a_scaler_goes_on_with_one(small_config, request, monkeypatch):
     calls = iter(range(100))
     with monkeypatch.context() as patch:
