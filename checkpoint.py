@@ -18,7 +18,7 @@ FORMAT = 1
 NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "head", "weights"}
 # All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
-LARGEST_PHOTO = 2048  # pixels; a broken or hostile file may ask for more memory than there is
+LARGEST_PHOTO = 2048  # pixels, as config.py allows; a broken or hostile file may ask for more memory than there is
 
 
 class WriteError(ValueError):

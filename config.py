@@ -77,8 +77,8 @@ class Config:
         rules = [  # (knob, holds, what is wrong with it and what to do)
             ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}, or -1 for each in turn"),
-            ("image_size", self.image_size == 0 or self.image_size >= 32,
-             "backbones halve a photo five times: use 32 pixels or more, or 0 for the backbone's own size"),
+            ("image_size", self.image_size == 0 or 32 <= self.image_size <= 2048,
+             "backbones halve a photo five times, and hold all of it: use 32 to 2048 pixels, or 0 for the backbone's own size"),
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),

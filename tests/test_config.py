@@ -5,7 +5,12 @@ import sys
 import pytest
 from conftest import ROOT
 
+from checkpoint import LARGEST_PHOTO
 from config import Config, ConfigError
+
+
+def test_a_size_that_can_be_trained_at_can_be_asked_at():
+    assert Config(image_size=LARGEST_PHOTO).image_size == LARGEST_PHOTO
 
 
 def test_defaults_are_the_entry_s():
@@ -16,7 +21,8 @@ def test_defaults_are_the_entry_s():
 
 
 @pytest.mark.parametrize(("knob", "value"), [
-    ("folds", 1), ("fold", 5), ("fold", -2), ("image_size", 16), ("image_size", -224), ("workers", -2), ("cache", -1.0), ("epochs", 0),
+    ("folds", 1), ("fold", 5), ("fold", -2), ("image_size", 16), ("image_size", LARGEST_PHOTO + 1), ("image_size", -224), ("workers", -2),
+    ("cache", -1.0), ("epochs", 0),
     ("batch", 1), ("accumulate", 0), ("lr", 0.0), ("lr", float("nan")), ("lr", float("inf")), ("momentum", 1.0), ("weight_decay", -0.1),
     ("warmup", 1.0), ("progressive", 0.1), ("layer_decay", 0.0), ("freeze", 1.5), ("ema", 1.0), ("smoothing", 1.0), ("focal", -1.0),
     ("arcface", 1.6), ("head_lr", -0.1), ("augment", 1.1), ("clip", -1.0), ("mixup", -0.2), ("rho", -0.05), ("rho", float("nan")),
