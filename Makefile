@@ -25,7 +25,7 @@ browser: $(VENV)/.dev
 	$(PY) -m pip install --quiet playwright
 	command -v chromium > /dev/null || $(PY) -m playwright install chromium
 	mkdir -p runs
-	$(PY) -m pytest tests/browser_page.py --basetemp=runs/browser
+	$(PY) -m pytest tests/browser_page.py --basetemp=runs/browser -o tmp_path_retention_policy=all
 
 bench: $(VENV)/.bench
 	test -d $(DATA) || $(PY) data/draw.py --out $(DATA) --per-class 25
