@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import ROOT, save_random_model
 
 import checkpoint
@@ -225,3 +226,12 @@ def test_no_checkpoint_and_changed_weights_are_refused(run, tmp_path):
     checkpoint.save(tmp_path / "cut.pt", saved)
     with pytest.raises(CheckpointError, match="do not fit"):
         Predictor(tmp_path / "cut.pt")
+
+
+def test_memory_that_runs_out_is_a_sentence(run, drawn, monkeypatch):
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("trained.engine.predict", short)
+    with pytest.raises(ValueError, match="memory ran out on cpu with --batch 32. Give a smaller one"):
+        Predictor(run / "best.pt").probs([next(drawn.glob("*/*.jpg"))])
