@@ -36,12 +36,12 @@ def torchvision_way(size: int):
     return read
 
 
-def as_from_a_phone(paths: list[str], folder: str) -> list[str]:
-    """The photos enlarged to 12 megapixels, as JPEG: what a phone's camera stores, but for its finest detail."""
+def enlarged(paths: list[str], folder: str, megapixels: float = 12) -> list[str]:
+    """The photos at that size, as JPEG; 12 megapixels are what a phone's camera stores, but for its finest detail."""
     from photos import read_photo
     for i, path in enumerate(paths):
         photo = read_photo(path)
-        side = (12e6 / (photo.shape[0] * photo.shape[1])) ** 0.5
+        side = (megapixels * 1e6 / (photo.shape[0] * photo.shape[1])) ** 0.5
         large = cv2.resize(photo, None, fx=side, fy=side, interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(f"{folder}/{i}.jpg", large[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 90])
     return [f"{folder}/{i}.jpg" for i in range(len(paths))]
@@ -52,7 +52,7 @@ def measure(options: Options):
     torch.set_num_threads(1)
     paths = options.photos(100)
     with tempfile.TemporaryDirectory() as folder:
-        large = as_from_a_phone(paths[:2 if options.small else 15], folder)
+        large = enlarged(paths[:2 if options.small else 15], folder)
         for size in (224, 528):
             yield from compare(f"{size} px", size, paths, options.repeat)
             yield from compare(f"{size} px, 12 megapixels", size, large, options.repeat)
