@@ -211,25 +211,27 @@ class Photos(Dataset):
 class Batches:
     """Batch sampler of (epoch, index) keys: each photo once an epoch, in batches as equal as can be.
 
-    Order depends on (seed, epoch) alone. `start` batches are left out, to go on in the middle of an epoch. With several
-    processes each takes its share of every batch.
+    One pass goes through all epochs, so that workers never wait for one to end. Order depends on (seed, epoch) alone. With several
+    processes each takes its share of every batch. batches: of an epoch. start: batches that are left out, to go on anywhere.
     """
 
-    def __init__(self, photos: int, batch: int, seed: int | None = None, rank: int = 0, world: int = 1):
+    def __init__(self, photos: int, batch: int, seed: int | None = None, epochs: int = 1, rank: int = 0, world: int = 1):
         """seed: None keeps the order of the table, for evaluation."""
-        self.photos, self.seed, self.rank, self.world = photos, seed, rank, world
+        self.photos, self.seed, self.epochs, self.rank, self.world = photos, seed, epochs, rank, world
         self.batches = -(-photos // batch)
-        self.epoch = self.start = 0
+        self.start = 0
 
     def __len__(self) -> int:
-        return self.batches - self.start
+        return self.epochs * self.batches - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.photos)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.photos)
-        for batch in np.array_split(order, self.batches)[self.start:]:
-            yield [(self.epoch, int(index)) for index in np.array_split(batch, self.world)[self.rank]]
+        first, done = divmod(self.start, self.batches)
+        for epoch in range(first, self.epochs):
+            order = np.arange(self.photos)
+            if self.seed is not None:
+                order = np.random.default_rng((self.seed, epoch)).permutation(self.photos)
+            for batch in np.array_split(order, self.batches)[done if epoch == first else 0:]:
+                yield [(epoch, int(index)) for index in np.array_split(batch, self.world)[self.rank]]
 
 
 def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = False, stay: bool = False) -> DataLoader:
@@ -241,12 +243,6 @@ def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = Fals
         workers = min(os.cpu_count() or 1, 8)
     return DataLoader(photos, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin,
                       worker_init_fn=_start_worker, persistent_workers=stay and workers > 0)
-
-
-def batches_from(loader: DataLoader, epoch: int, step: int = 0) -> Iterator:
-    """The loader's batches of an epoch, from `step` on. Its workers begin to read at once, whenever the first is asked for."""
-    loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, step
-    return iter(loader)
 
 
 def _collate(items: list) -> tuple[torch.Tensor, torch.Tensor, dict[int, str]]:

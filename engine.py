@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -73,14 +74,14 @@ def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.
                     sam_whole: bool = False, shown: Callable[[torch.Tensor, int], torch.Tensor] = lambda images, step: images) -> None:
     """The rest of an epoch; `progress` is kept up to date, so it can be saved at any step.
 
-    batches: the loader's from progress["step"] on (dataset.batches_from). progress: {"epoch", "step", "loss_sum", "norm_sum", "photos",
-    "accumulate"}, plain numbers. labels int64 (N,) by index of photo.
+    batches: one pass of the loader, through all epochs, from progress["step"] of this one on. progress: {"epoch", "step", "loss_sum",
+    "norm_sum", "photos", "accumulate"}, plain numbers. labels int64 (N,) by index of photo.
     schedule sets the rate for a step, counted from the start of training; shown gives the size its photos are shown at: see schedule.py.
     ema follows the weights. keep_batchnorm: see training_mode; sam_whole: see train_step. stop is asked after each step; tick is told
     each loss. Raises TrainingError.
     """
     training_mode(model, keep_batchnorm)
-    for images, index, _ in batches:
+    for images, index, _ in itertools.islice(batches, loader.batch_sampler.batches - progress["step"]):
         rng = step_rng(seed, progress["epoch"], progress["step"], accelerator.process_index)
         torch.manual_seed(int(rng.integers(2**31)))                        # dropout's draws, so that a resumed run repeats them
         steps = progress["epoch"] * loader.batch_sampler.batches + progress["step"]

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader
 
 import metrics
@@ -53,7 +54,8 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
                             "Take another --model.")
     if accelerator.is_main_process:
         scale = features.std()
-        fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
+        with threadpool_limits(1):                                         # BLAS's threads wait for each other: of 16, minutes long
+            fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
         weight, bias = fit.coef_, fit.intercept_
         if len(weight) == 1:                                               # two classes: one row tells both apart
             weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -28,8 +28,9 @@ import record
 import trust
 from cache import PhotoCache
 from console import Bar, StopRequest
-from dataset import Batches, Photos, batches_from, make_loader
+from dataset import Batches, Photos, make_loader
 from device import DeviceError, be_deterministic, keep_memory, make_accelerator, memory_ran_out
+from folding import fold_batchnorm
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
 from photos import read_photo, sentence, spell_out
@@ -77,12 +78,12 @@ def train(config: Config) -> Path:
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
     read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
-    def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None, stay: bool = False):
+    def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None, epochs=1, stay=False):
         photos = Photos(table.path[table.side == side], views, config.seed, round(min_side), read)
-        batches = Batches(len(photos), max(1, config.batch // views.count), seed, **world)
+        batches = Batches(len(photos), max(1, config.batch // views.count), seed, epochs, **world)
         return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)
 
-    train_loader = loader_of("train", RandomViews(size, 1, config.augment), size * RandomViews.DETAIL, config.seed, stay=True)
+    train_loader = loader_of("train", RandomViews(size, 1, config.augment), size * RandomViews.DETAIL, config.seed, config.epochs)
     val_loader = loader_of("val", FixedViews(size, crop), size / crop, stay=True)
     epoch_steps = train_loader.batch_sampler.batches
 
@@ -91,6 +92,9 @@ def train(config: Config) -> Path:
     head = "cosine" if config.arcface else "linear"
     model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
     freeze(model, config.freeze)
+    keep_batchnorm = config.keep_batchnorm and config.weights != "none"  # random weights have no statistics to keep
+    if keep_batchnorm:
+        fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
     ema = engine.make_ema(model, config.ema) if config.ema else None
@@ -101,7 +105,6 @@ def train(config: Config) -> Path:
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
     schedule = make_schedule(config.schedule, sgd, steps, config.warmup)
     shown = make_sizes(config.progressive, steps)
-    keep_batchnorm = config.keep_batchnorm and config.weights != "none"  # random weights have no statistics to keep
     counts = labels["train"].bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
@@ -173,7 +176,8 @@ def train(config: Config) -> Path:
         save_last()
 
     with StopRequest(accelerator, run) as stop:
-        batches = batches_from(train_loader, progress["epoch"], progress["step"])
+        train_loader.batch_sampler.start = progress["epoch"] * epoch_steps + progress["step"]
+        batches = iter(train_loader)  # one for all epochs: workers read on while an epoch is judged
         while progress["epoch"] < config.epochs and not stop():
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
@@ -182,8 +186,6 @@ def train(config: Config) -> Path:
                     keep_batchnorm=keep_batchnorm, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
                     shown=shown)
             if progress["step"] == epoch_steps:
-                if progress["epoch"] + 1 < config.epochs:
-                    batches = batches_from(train_loader, progress["epoch"] + 1)  # read while this one is judged
                 judge(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60

@@ -17,7 +17,8 @@ from benchmarks.loader import enlarged
 from benchmarks.timing import Options, a_second, command, in_turn, row
 
 MODEL, SIZE, BATCH, CLASSES, ALPHA = "tf_efficientnet_b6", 528, 64, 9, 0.2
-TIMM_A_SECOND = 63.1  # its own table: training by SGD, 528 px, batch 16, amp, channels_last, RTX 3090 (results/benchmark-train-amp-nhwc-pt112-cu113)
+# timm's own table results/benchmark-train-amp-nhwc-pt112-cu113-rtx3090.csv: SGD, 528 px, batch 16
+TIMM_A_SECOND = 63.1
 
 
 def a_batch(photos: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,15 +29,19 @@ def a_batch(photos: int, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ours(name: str, size: int, photos: int, rho: float = 0.05, accumulate: int = 1, keep_batchnorm: bool = True,
-         change=lambda network: network):
+         fold: bool = True, change=lambda network: network):
     import device
     import engine
+    from folding import fold_batchnorm
     from loss import Loss
     from mixup import mixup
     from model import build_model
     from sam import SAM
     accelerator, _ = device.make_accelerator()
-    model = change(build_model(name, CLASSES, "none").to(accelerator.device))
+    model = build_model(name, CLASSES, "none").to(accelerator.device)
+    if fold:
+        fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
+    model = change(model)
     model, sgd = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True))
     engine.training_mode(model, keep_batchnorm)
     optimizer, loss_of, rng = SAM(sgd, rho), Loss(torch.ones(CLASSES)).to(accelerator.device), np.random.default_rng(0)
@@ -104,6 +109,7 @@ def steps(name: str, size: int, photos: int, repeat: int):
 
     make = {"SAM": lambda: ours(name, size, photos), "SGD": lambda: ours(name, size, photos, rho=0.0),
             "BatchNorm by batch": lambda: ours(name, size, photos, keep_batchnorm=False), "plain": lambda: plain(name, size, photos),
+            "BatchNorm not folded": lambda: ours(name, size, photos, fold=False),
             "weights not channels_last": lambda: ours(name, size, photos, change=contiguous),
             "cudnn.benchmark": lambda: choosing(ours(name, size, photos)),
             "2 parts": lambda: ours(name, size, photos, accumulate=2), "4 parts": lambda: ours(name, size, photos, accumulate=4)}
@@ -115,7 +121,7 @@ def steps(name: str, size: int, photos: int, repeat: int):
               f"{speed['BatchNorm by batch']} against {speed['plain']}")
     yield row(f"{named}: SAM step / SGD step", times["SAM"], times["SGD"], "<= 2.0",
               f"SGD {speed['SGD']}; timm's own table has {TIMM_A_SECOND} on an RTX 3090")
-    for way in ("weights not channels_last", "cudnn.benchmark"):
+    for way in ("BatchNorm not folded", "weights not channels_last", "cudnn.benchmark"):
         yield row(f"{named}: {way} / ours", times[way], times["SAM"], ">= 1.0", speed[way])
     for way in ("2 parts", "4 parts"):
         yield row(f"{named}: batch in {way} / at once", times[way], times["SAM"], "", speed[way])
@@ -149,48 +155,46 @@ def largest(name: str, size: int, by: int):
     yield f"| {name}, {size} px: largest batch | {photos - by} | | | SAM; {'; '.join(told)} |"
 
 
-def waiting(name: str, size: int, photos: int, paths: list[str], kind: str, rho: float):
-    """Two epochs of train_one_epoch; of the second, the share of its time that it asks for photos and gets none."""
+def waiting(name: str, size: int, photos: int, paths: list[str], kind: str, workers: int = -1):
+    """Three epochs of train_one_epoch without SAM; of the later two, the share of the time that it asks for photos and gets none."""
     import device
     import engine
-    from dataset import Batches, Photos, batches_from, make_loader
+    from dataset import Batches, Photos, make_loader
+    from folding import fold_batchnorm
     from loss import Loss
     from model import build_model
     from sam import SAM
     from transforms import RandomViews
     accelerator, _ = device.make_accelerator()
     model = build_model(name, CLASSES, "none").to(accelerator.device)
-    model, sgd = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True))
-    optimizer, loss_of = SAM(sgd, rho), Loss(torch.ones(CLASSES)).to(accelerator.device)
+    fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
     ema = engine.make_ema(model, 0.98)
-    loader = make_loader(Photos(paths, RandomViews(size, 1), 0, round(size * RandomViews.DETAIL)), Batches(len(paths), photos, 0), -1,
-                         torch.cuda.is_available(), stay=True)
-    labels, waits, begun = torch.arange(len(paths)) % CLASSES, [], []
+    model, sgd = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True))
+    optimizer, loss_of = SAM(sgd, 0.0), Loss(torch.ones(CLASSES)).to(accelerator.device)
+    loader = make_loader(Photos(paths, RandomViews(size, 1), 0, round(size * RandomViews.DETAIL)), Batches(len(paths), photos, 0, 3),
+                         workers, torch.cuda.is_available())
+    labels, waited = torch.arange(len(paths)) % CLASSES, 0.0
 
     def watched(batches):
+        nonlocal waited
         while True:
             asked = time.perf_counter()
             batch = next(batches, None)
-            if batch is None:
-                return
-            begun.append(asked)
-            waits.append(time.perf_counter() - asked)
+            waited += time.perf_counter() - asked
             yield batch
 
-    ahead = batches_from(loader, 0)
-    for epoch in range(2):
-        waits.clear()
-        begun.clear()
+    batches = watched(iter(loader))
+    for epoch in range(3):
+        if epoch == 1:  # the first also starts the workers and the GPU
+            waited, began = 0.0, time.perf_counter()
         progress = {"epoch": epoch, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": 1}
-        engine.train_one_epoch(model, loader, watched(ahead), labels, loss_of, optimizer, lambda step: None, ema, accelerator, progress,
+        engine.train_one_epoch(model, loader, batches, labels, loss_of, optimizer, lambda step: None, ema, accelerator, progress,
                                num_classes=CLASSES, alpha=ALPHA, clip=5.0, seed=0, keep_batchnorm=True, stop=lambda: False,
                                tick=lambda loss: None)
-        whole = time.perf_counter() - begun[0]
-        if not epoch:
-            ahead = batches_from(loader, 1)
-    share = sum(waits) / whole
+    whole = time.perf_counter() - began
+    share = waited / whole
     yield (f"| {name}, {size} px, batch {photos}, {kind}: share of the time it waits for photos | {share:.1%} | <= 3% | "
-           f"{'yes' if share <= 0.03 else 'no'} | {'SAM' if rho else 'SGD'}, {len(paths) / whole:.3g} photos/s by {loader.num_workers} workers |")
+           f"{'yes' if share <= 0.03 else 'no'} | SGD, {2 * len(paths) / whole:.3g} photos/s by {loader.num_workers} workers |")
 
 
 def measure(options: Options):
@@ -204,8 +208,8 @@ def measure(options: Options):
         for kind, megapixels in {"0.8 megapixels": 0.76, "12 megapixels": 12}.items():
             large = enlarged(paths[:8 if options.small else 32], folder, megapixels)
             many = (large * len(paths))[:len(paths)]
-            yield from waiting(name, size, photos, many, kind, rho=0.0)
-            yield from waiting("tf_efficientnet_lite0", min(size, 224), photos, many, kind, rho=0.0)
+            yield from waiting(name, size, photos, many, kind)
+            yield from waiting("tf_efficientnet_lite0", min(size, 224), photos, many, kind)
     if torch.cuda.is_available():
         yield from largest(name, size, photos // 2)
         yield from compiled(name, size, photos, options.repeat)

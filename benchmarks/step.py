@@ -18,12 +18,15 @@ def a_batch(photos: int):
 def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0):
     import device
     import engine
+    from folding import fold_batchnorm
     from loss import Loss
     from model import build_model
     from sam import SAM
     device.keep_memory()
     accelerator = Accelerator(mixed_precision="no", cpu=True)
     model = build_model(MODEL, CLASSES, "none")
+    if keep_batchnorm:
+        fold_batchnorm(model, torch.zeros(1, 3, SIZE, SIZE))
     engine.training_mode(model, keep_batchnorm)
     optimizer = SAM(torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True), rho)
     images, targets = a_batch(photos)

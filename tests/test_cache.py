@@ -24,12 +24,9 @@ def no_decoding(monkeypatch):
 
 
 def batches_of(paths, read, workers: int) -> list:
-    sampler = Batches(len(paths), batch=4, seed=0)
+    sampler = Batches(len(paths), batch=4, seed=0, epochs=3)
     loader = make_loader(Photos(paths, RandomViews(48, 1), seed=0, min_side=72, read=read), sampler, workers)
-    found = []
-    for sampler.epoch in range(3):
-        found += [(images, index) for images, index, _ in loader]
-    return found
+    return [(images, index) for images, index, _ in loader]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

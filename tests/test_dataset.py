@@ -218,12 +218,9 @@ def test_a_class_of_one_photo_and_too_few_photos(tmp_path):
 
 def batches_of(folder: Path, workers: int, epochs: int = 2) -> list:
     table = load_table(folder)
-    sampler = Batches(len(table), batch=7, seed=3)
+    sampler = Batches(len(table), batch=7, seed=3, epochs=epochs)
     loader = make_loader(Photos(table.path, RandomViews(48, 1), seed=3, min_side=0), sampler, workers)
-    found = []
-    for sampler.epoch in range(epochs):
-        found += [(images, index) for images, index, _ in loader]
-    return found
+    return [(images, index) for images, index, _ in loader]
 
 
 def test_batches_are_the_same_byte_for_byte_with_any_number_of_workers(tmp_path):
@@ -244,10 +241,11 @@ def test_batches_are_the_same_byte_for_byte_with_any_number_of_workers(tmp_path)
 
 @given(st.integers(1, 300), st.integers(1, 64), st.integers(1, 4), st.integers(0, 5))
 def test_each_photo_once_an_epoch_in_equal_batches_over_all_processes(photos, batch, world, epoch):
-    shares = [Batches(photos, batch, 1, rank, world) for rank in range(world)]
+    shares = [Batches(photos, batch, 1, epoch + 1, rank, world) for rank in range(world)]
     for share in shares:
-        share.epoch = epoch
+        share.start = epoch * share.batches
     per_rank = [list(share) for share in shares]
+    assert {number for rank in per_rank for keys in rank for number, _ in keys} == {epoch}
     seen = sorted(index for rank in per_rank for keys in rank for _, index in keys)
     assert seen == list(range(photos))
     sizes = [sum(len(rank[b]) for rank in per_rank) for b in range(len(per_rank[0]))]
@@ -256,9 +254,10 @@ def test_each_photo_once_an_epoch_in_equal_batches_over_all_processes(photos, ba
 
 
 def test_batches_can_start_in_the_middle():
-    whole, rest = Batches(50, 8, seed=1), Batches(50, 8, seed=1)
-    rest.start = 3
-    assert list(rest) == list(whole)[3:]
+    whole, rest = Batches(50, 8, seed=1, epochs=3), Batches(50, 8, seed=1, epochs=3)
+    rest.start = 7 + 3  # of the second epoch's seven, three are done
+    assert list(rest) == list(whole)[10:]
+    assert len(rest) == len(list(rest)) == 11
 
 
 def test_a_photo_that_vanishes_is_left_out_of_its_batch(tmp_path):

@@ -21,8 +21,9 @@ import fitting
 import plots
 from config import Config
 from console import Bar
-from dataset import Batches, Photos, batches_from, make_loader
+from dataset import Batches, Photos, make_loader
 from device import keep_memory, make_accelerator
+from folding import fold_batchnorm
 from loss import Loss
 from model import CosineHead, build_model, freeze, input_size, parameter_groups
 from photos import sentence
@@ -55,13 +56,16 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     labels = torch.tensor([classes.index(label) for label in photos.label])
     size, crop = input_size(config.model, config.image_size)
 
-    def loader_of(views, stay: bool):
+    def loader_of(views, epochs: int = 1):
         read = Photos(photos.path, views, config.seed, round(size * RandomViews.DETAIL))
-        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed), config.workers, stay=stay)
+        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed, epochs), config.workers)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
     freeze(model, config.freeze)
+    keep_batchnorm = config.keep_batchnorm and config.weights != "none"
+    if keep_batchnorm:
+        fold_batchnorm(model, torch.zeros(1, 3, size, size))
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
     counts = labels.bincount(minlength=len(classes))
@@ -71,7 +75,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     if config.head_first:
         with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
             views = FixedViews(size, crop, fitting.head_views(len(photos)))
-            fitting.fit_head(model, loader_of(views, stay=False), labels, loss_of.prior, accelerator, bar.update)
+            fitting.fit_head(model, loader_of(views), labels, loss_of.prior, accelerator, bar.update)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
@@ -81,7 +85,8 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     def too_high() -> bool:
         return len(losses) == steps or not losses[-1] < 2 * np.mean(losses[:5]) + 1
 
-    loader = loader_of(RandomViews(size, 1, config.augment), stay=True)
+    loader = loader_of(RandomViews(size, 1, config.augment), epochs=steps)
+    batches = iter(loader)
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": config.accumulate}
     with Bar("climbing", steps, 0, accelerator, config.quiet) as bar:
         def tick(loss: float) -> None:
@@ -90,9 +95,9 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
         while not (losses and too_high()):
             engine.train_one_epoch(
-                model, loader, batches_from(loader, progress["epoch"]), labels, loss_of, optimizer, climb, None, accelerator, progress,
+                model, loader, batches, labels, loss_of, optimizer, climb, None, accelerator, progress,
                 num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
-                keep_batchnorm=config.keep_batchnorm and config.weights != "none", stop=too_high, tick=tick)
+                keep_batchnorm=keep_batchnorm, stop=too_high, tick=tick)
             progress |= {"epoch": progress["epoch"] + 1, "step": 0}
     finite = np.isfinite(losses)
     return rates[:len(losses)][finite], np.array(losses)[finite]
