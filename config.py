@@ -20,7 +20,7 @@ class Config:
     folds: int = 5  # the photos are cut into this many parts, one of which validates; 5 = 20 % for validation
     fold: int = 0  # which part validates, 0 to folds-1; -1 = each in turn, a model for each
     image_size: int = 0  # pixels, square; 0 = what the backbone was trained at (B6: 528)
-    workers: int = -1  # processes that read and augment photos; 0 = none but the main one; -1 = one a core, at most 8
+    workers: int = -1  # processes that read and augment photos; 0 = none but the main one; -1 = one a core, at most 16
     cache: float = 0.0  # GB of disk for decoded photos, so that only the first epoch decodes (622 photos at 224 px: 0.4); 0 = off
 
     # --- model ---

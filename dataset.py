@@ -237,10 +237,10 @@ class Batches:
 def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = False, stay: bool = False) -> DataLoader:
     """Batches (images uint8 (B, ..., 3, S, S), index int64 (B,), errors {index: why}), the unreadable left out.
 
-    workers: processes; -1 = one a core, at most 8. stay: they wait for the next pass, for loaders that have many.
+    workers: processes; -1 = one a core, at most 16. stay: they wait for the next pass, for loaders that have many.
     """
     if workers < 0:
-        workers = min(os.cpu_count() or 1, 8)
+        workers = min(os.cpu_count() or 1, 16)
     return DataLoader(photos, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin,
                       worker_init_fn=_start_worker, persistent_workers=stay and workers > 0)
 

@@ -16,8 +16,9 @@ def fold_batchnorm(model: nn.Module, image: torch.Tensor) -> int:
 
         s (conv(x, W) - mean) + b = conv(x, s W) + (b - s mean),   s = gamma / sqrt(var + eps)
 
-    so that normalising, and its gradient, cost as much as the weights are large, not the photos' activations. Parameters,
-    their gradients and state_dict() stay what they were. image (1, 3, H, W): shows who hands what to whom. Returns how many were folded.
+    so that normalising, and its gradient, cost as much as the weights are large, not the photo's activations. Parameters,
+    their gradients and state_dict() stay what they were. image (1, 3, H, W): shows who hands what to whom. Returns how many were folded:
+    0 as well where another part takes a convolution's output too, and the answer would change.
     """
     made, pairs = {}, {}                                          # {id of an output: (its convolution, it)}, {BatchNorm: convolution}
 
@@ -30,29 +31,34 @@ def fold_batchnorm(model: nn.Module, image: torch.Tensor) -> int:
 
     hooks = [*(module.register_forward_hook(noted) for module in model.modules() if type(module) in (nn.Conv2d, Conv2dSame)),
              *(module.register_forward_pre_hook(met) for module in model.modules() if type(module) in (nn.BatchNorm2d, BatchNormAct2d))]
-    model.eval()(image)
+    before = model.eval()(image)
     for hook in hooks:
         hook.remove()
     for norm, conv in pairs.items():                              # partials, as a copy of the model copies what they hold
-        conv.forward, norm.forward = partial(_scaled, conv, norm), partial(_shifted, norm)
+        conv.forward, norm.forward = partial(_folded, conv, norm), partial(_rest, norm)
+        if isinstance(getattr(norm, "act", None), nn.SiLU):
+            norm.act.inplace = False                              # in place it would keep a copy of what it overwrites, for the gradient
+    if (model(image) - before).abs().max() > 0.01 * before.abs().max():
+        for norm, conv in pairs.items():
+            del conv.forward, norm.forward
+        return 0
     return len(pairs)
 
 
-def _scale(norm: nn.BatchNorm2d) -> torch.Tensor:
-    return norm.weight * (norm.running_var + norm.eps).rsqrt()
-
-
-def _scaled(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """In the convolution's place: what the BatchNorm behind it would make of its output."""
     if norm.training:
         return type(conv).forward(conv, x)
     if isinstance(conv, Conv2dSame):
         x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
-    bias = None if conv.bias is None else conv.bias * _scale(norm)
-    return F.conv2d(x, conv.weight * _scale(norm).view(-1, 1, 1, 1), bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    return F.conv2d(x, conv.weight * scale.view(-1, 1, 1, 1), torch.addcmul(norm.bias, mean, scale, value=-1),
+                    conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def _shifted(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+def _rest(norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
+    """In the BatchNorm's place: what it does beside normalising."""
     if norm.training:
         return type(norm).forward(norm, x)
-    x = x.add_((norm.bias - norm.running_mean * _scale(norm)).view(-1, 1, 1))  # in place: the convolution's gradient does not need it
     return norm.act(norm.drop(x)) if isinstance(norm, BatchNormAct2d) else x

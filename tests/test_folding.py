@@ -8,6 +8,7 @@ import engine
 from folding import fold_batchnorm
 from model import build_model
 
+# {network: BatchNorms behind a convolution}; densenet's others are behind what several layers made, convnext has none
 NETWORKS = {"tf_efficientnet_lite0": 49, "tf_efficientnet_b0": 49, "resnet18": 20, "densenet121": 59, "convnext_atto": 0}
 
 
@@ -53,3 +54,24 @@ def test_a_copy_folds_its_own_weights():
         tensor.data.add_(0.1)
     assert torch.equal(model(torch.ones(1, 3, 64, 64)), before)
     assert not torch.allclose(other(torch.ones(1, 3, 64, 64)), before)
+
+
+class Shared(torch.nn.Module):
+    """A convolution whose output the BatchNorm does not have for itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)
+        self.norm.running_mean += 1.0
+
+    def forward(self, images):
+        made = self.conv(images)
+        return made + self.norm(made)
+
+
+def test_an_output_that_others_take_too_is_not_folded():
+    torch.manual_seed(0)
+    model, images = Shared().eval(), torch.rand(1, 3, 8, 8)
+    before = model(images)
+    assert fold_batchnorm(model, images) == 0
+    assert torch.equal(model(images), before)
