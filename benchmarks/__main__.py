@@ -1,7 +1,7 @@
 """Run benchmarks: `python -m benchmarks [NAME ...] [--data FOLDER] [--repeat N]`, or `make bench`. Writes benchmarks/results.md.
 
 Each is a script that also runs alone (`python -m benchmarks.step`). `accuracy` takes an hour and runs only when named;
-`recipes`, which compares the recipe with itself, runs alone and writes no section.
+`gpu`, which needs one, and `recipes`, which compares the recipe with itself, run alone and write no section.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ def largest(name: str, size: int, by: int):
     yield f"| {name}, {size} px: largest batch | {photos - by} | | | SAM; {'; '.join(told)} |"
 
 
-def waiting(name: str, size: int, photos: int, paths: list[str], kind: str, workers: int = -1):
+def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
     """Three epochs of train_one_epoch without SAM; of the later two, the share of the time that it asks for photos and gets none."""
     import device
     import engine
@@ -171,8 +171,8 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str, work
     ema = engine.make_ema(model, 0.98)
     model, sgd = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True))
     optimizer, loss_of = SAM(sgd, 0.0), Loss(torch.ones(CLASSES)).to(accelerator.device)
-    loader = make_loader(Photos(paths, RandomViews(size, 1), 0, round(size * RandomViews.DETAIL)), Batches(len(paths), photos, 0, 3),
-                         workers, torch.cuda.is_available())
+    loader = make_loader(Photos(paths, RandomViews(size, 1), 0, round(size * RandomViews.DETAIL)), Batches(len(paths), photos, 0, 3), -1,
+                         torch.cuda.is_available())
     labels, waited = torch.arange(len(paths)) % CLASSES, 0.0
 
     def watched(batches):
@@ -193,7 +193,7 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str, work
                                tick=lambda loss: None)
     whole = time.perf_counter() - began
     share = waited / whole
-    yield (f"| {name}, {size} px, batch {photos}, {kind}: share of the time it waits for photos | {share:.1%} | <= 3% | "
+    yield (f"| {name}, {size} px, batch {photos}, {kind}: share of the time it waits for photos | {share:.3g} | <= 0.03 | "
            f"{'yes' if share <= 0.03 else 'no'} | SGD, {2 * len(paths) / whole:.3g} photos/s by {loader.num_workers} workers |")
 
 

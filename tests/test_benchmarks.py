@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as bench
-from benchmarks import cache, loader, recipes, views
+from benchmarks import cache, gpu, loader, recipes, views
 from benchmarks.timing import Options, a_second, in_turn, row
 
 
@@ -46,7 +46,7 @@ def test_each_row_has_its_script(name):
     assert (bench.Path(bench.__file__).parent / f"{name}.py").is_file()
 
 
-@pytest.mark.parametrize(("benchmark", "rows"), [(loader, 12), (cache, 1), (views, 2)])
+@pytest.mark.parametrize(("benchmark", "rows"), [(loader, 12), (cache, 1), (views, 2), (gpu, 12)])
 def test_they_run_in_small(benchmark, rows, drawn, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()

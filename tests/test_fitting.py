@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import SMALL
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import fitting
 from dataset import Batches, Photos, make_loader
@@ -46,9 +47,17 @@ def test_of_very_many_photos_a_part_is_enough(accelerator, drawn, monkeypatch, o
     torch.manual_seed(0)
     model = build_model(SMALL, 9, "none")
     paths = [str(path) for path in sorted(drawn.glob("*/*.jpg"))]
-    labels, seen, fit = torch.arange(len(paths)) // 12, [], LogisticRegression.fit
+    labels, seen, threads, fit = torch.arange(len(paths)) // 12, [], [], LogisticRegression.fit
     loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 16, order), 0)
-    monkeypatch.setattr(LogisticRegression, "fit", lambda self, *given: seen.extend(given) or fit(self, *given))
-    fitting.fit_head(model, loader, labels, torch.zeros(9), accelerator, lambda photos: None)
+
+    def watched(self, *given):
+        seen.extend(given)
+        threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas")
+        return fit(self, *given)
+
+    monkeypatch.setattr(LogisticRegression, "fit", watched)
+    with threadpool_limits(2, "blas"):
+        fitting.fit_head(model, loader, labels, torch.zeros(9), accelerator, lambda photos: None)
+    assert set(threads) == {1}  # more wait for each other, minutes long
     assert len(seen[0]) == rows
     assert len(np.unique(seen[1])) == 9

@@ -9,13 +9,14 @@ from folding import fold_batchnorm
 from model import build_model
 
 # {network: BatchNorms behind a convolution}; densenet's others are behind what several layers made, convnext has none
-NETWORKS = {"tf_efficientnet_lite0": 49, "tf_efficientnet_b0": 49, "resnet18": 20, "densenet121": 59, "convnext_atto": 0}
+NETWORKS = {"a bias": 1, "tf_efficientnet_lite0": 49, "tf_efficientnet_b0": 49, "resnet18": 20, "densenet121": 59, "convnext_atto": 0}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_features_and_gradients_stay_what_they_were(name):
     torch.manual_seed(0)
-    plain = timm.create_model(name, num_classes=0).double()
+    biased = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    plain = (biased if name == "a bias" else timm.create_model(name, num_classes=0)).double()
     for layer in plain.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):  # as after pretraining: not at 0 and 1
             for tensor in (layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var):

@@ -191,12 +191,12 @@ def test_the_next_epoch_is_read_while_one_is_judged(small_config, monkeypatch):
     assert passes[0] is passes[1]  # one pass of the loader, whose workers go on reading
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_batchnorm_that_keeps_its_statistics_is_folded(small_config, monkeypatch, keep):
-    folded, fold = [], main.fold_batchnorm
-    monkeypatch.setattr(main, "fold_batchnorm", lambda model, image: folded.append(fold(model, image)))
-    main.train(dataclasses.replace(small_config, keep_batchnorm=keep, epochs=1))
-    assert folded == [49] * keep
+@pytest.mark.parametrize(("changed", "folded"), [({}, [49]), ({"keep_batchnorm": False}, []), ({"weights": "none"}, [])])
+def test_batchnorm_that_keeps_its_statistics_is_folded(small_config, monkeypatch, changed, folded):
+    found, fold = [], main.fold_batchnorm
+    monkeypatch.setattr(main, "fold_batchnorm", lambda model, image: found.append(fold(model, image)))
+    main.train(dataclasses.replace(small_config, model="tf_efficientnet_lite0", epochs=1, **({"weights": "auto"} | changed)))
+    assert found == folded
 
 
 def test_a_run_that_began_without_a_scaler_goes_on_with_one(small_config, request, monkeypatch):
