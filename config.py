@@ -110,6 +110,11 @@ class Config:
             if not holds:
                 raise ConfigError(f"--{knob.replace('_', '-')} {getattr(self, knob)}: {remedy}")
 
+    @property
+    def batchnorm_kept(self) -> bool:
+        """Random weights have no statistics to keep."""
+        return self.keep_batchnorm and self.weights != "none"
+
     def to_dict(self) -> dict:
         """Plain types only, for JSON and for the checkpoint."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}

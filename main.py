@@ -92,8 +92,7 @@ def train(config: Config) -> Path:
     head = "cosine" if config.arcface else "linear"
     model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
     freeze(model, config.freeze)
-    keep_batchnorm = config.keep_batchnorm and config.weights != "none"  # random weights have no statistics to keep
-    if keep_batchnorm:
+    if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
@@ -157,7 +156,7 @@ def train(config: Config) -> Path:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
     if config.dry_run:
         say(rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator, config,
-                     num_classes=len(classes), steps=steps, keep_batchnorm=keep_batchnorm))
+                     num_classes=len(classes), steps=steps))
         say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
         return run
     began = time.monotonic() - 60 * progress["minutes"]
@@ -183,7 +182,7 @@ def train(config: Config) -> Path:
                 engine.train_one_epoch(
                     model, train_loader, batches, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
-                    keep_batchnorm=keep_batchnorm, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
+                    keep_batchnorm=config.batchnorm_kept, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
                     shown=shown)
             if progress["step"] == epoch_steps:
                 judge(progress["epoch"] + 1)

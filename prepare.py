@@ -81,15 +81,15 @@ def draw_a_batch(run: Path, loader, labels: torch.Tensor, classes: list[str], co
 def announce_time(model, size: int, photos: int, config: Config, accelerator: Accelerator, say) -> None:
     """A CPU may need days for what a GPU does in an hour: better to know before."""
     passes = 1 + (config.rho > 0) * (1 - config.sam_start) / config.sam_every
-    seconds = photos / accelerator.num_processes * seconds_a_photo(model, size, passes, accelerator)
+    seconds = photos / accelerator.num_processes * seconds_a_photo(model, size, passes, accelerator, config.batchnorm_kept)
     advice = "" if seconds < 3600 else "; on a GPU, or with --model tf_efficientnet_lite0 --image-size 224, it is minutes"
     say(f"an epoch will take about {seconds / 60:.1f} min on this CPU ({photos} photos of {size} x {size}){advice}")
 
 
-def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, batch: int = 2) -> float:
+def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, keep_batchnorm: bool, batch: int = 2) -> float:
     """Time of a forward and backward pass for one photo, times the passes of a step; the model is left as it was."""
     images = torch.zeros(batch, 3, size, size, device=accelerator.device).to(memory_format=torch.channels_last)
-    model.train()
+    engine.training_mode(model, keep_batchnorm)
     for _ in range(2):                                                     # the first also sets things up
         began = time.perf_counter()
         with frozen_batchnorm(model):
@@ -99,7 +99,7 @@ def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, b
 
 
 def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
-             accelerator: Accelerator, config: Config, *, num_classes: int, steps: int, keep_batchnorm: bool) -> str:
+             accelerator: Accelerator, config: Config, *, num_classes: int, steps: int) -> str:
     """One batch of training and one of validation through everything; what they were, took and held, in words.
 
     The step is the dearest that there will be: with SAM's second pass, where it comes at all within `steps`.
@@ -117,7 +117,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     mixed, targets = mixup(images, own, num_classes, config.mixup, engine.step_rng(0, 0, 0))
     tell("mixed; targets below", mixed)
     tell("", targets)
-    engine.training_mode(model, keep_batchnorm)
+    engine.training_mode(model, config.batchnorm_kept)
     optimizer.steps = optimizer.start if optimizer.start < steps else 0
     sam = " with SAM" * optimizer.due()
     loss = engine.step_in_memory(model, mixed, targets, loss_of, optimizer, accelerator, {"accumulate": config.accumulate},

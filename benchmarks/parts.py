@@ -16,6 +16,13 @@ def contiguous(photos: int):
     return ours(photos, keep_batchnorm=True)
 
 
+def unfolded(photos: int):
+    """Ours, but BatchNorm is a pass of its own."""
+    import folding
+    folding.fold_batchnorm = lambda *_: 0
+    return ours(photos, keep_batchnorm=True)
+
+
 def fresh_pages(photos: int):
     """Ours, but the system gets back what a step frees, and is asked for it again by the next."""
     import device
@@ -57,7 +64,8 @@ def averaging(foreach: bool):
 
 def measure(options: Options):
     photos = 2 if options.small else 32
-    ways = {"without channels_last": contiguous, "without memory that glibc keeps": fresh_pages, "by torch.compile": compiled}
+    ways = {"without channels_last": contiguous, "BatchNorm not folded": unfolded,
+            "without memory that glibc keeps": fresh_pages, "by torch.compile": compiled}
     times = in_turn({"ours": Apart(ours, photos, True), **{name: Apart(way, photos) for name, way in ways.items()}}, options.repeat)
     for name in ways:
         yield row(f"step: {name} / ours", times[name], times["ours"], ">= 1.0")

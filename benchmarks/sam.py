@@ -5,7 +5,7 @@ import gc
 import torch
 import torch.nn.functional as F
 
-from benchmarks.step import CLASSES, MODEL, a_batch, ours
+from benchmarks.step import CLASSES, MODEL, SIZE, a_batch, ours
 from benchmarks.timing import Apart, Options, command, in_turn, row
 
 
@@ -15,9 +15,11 @@ def theirs(photos: int):
 
     import device
     import engine
+    from folding import fold_batchnorm
     from model import build_model
     device.keep_memory()
     model = build_model(MODEL, CLASSES, "none")
+    fold_batchnorm(model, torch.zeros(1, 3, SIZE, SIZE))
     engine.training_mode(model, keep_batchnorm=True)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=1e-3, momentum=0.9, nesterov=True)
     images, targets = a_batch(photos)

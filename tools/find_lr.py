@@ -63,8 +63,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
     freeze(model, config.freeze)
-    keep_batchnorm = config.keep_batchnorm and config.weights != "none"
-    if keep_batchnorm:
+    if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size))
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
@@ -97,7 +96,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
             engine.train_one_epoch(
                 model, loader, batches, labels, loss_of, optimizer, climb, None, accelerator, progress,
                 num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
-                keep_batchnorm=keep_batchnorm, stop=too_high, tick=tick)
+                keep_batchnorm=config.batchnorm_kept, stop=too_high, tick=tick)
             progress |= {"epoch": progress["epoch"] + 1, "step": 0}
     finite = np.isfinite(losses)
     return rates[:len(losses)][finite], np.array(losses)[finite]
