@@ -51,7 +51,7 @@ class PhotoCache:
 
     def _keep(self, file: Path, photo: np.ndarray) -> None:
         with self.used.get_lock():
-            if self.used.value + photo.nbytes > self.limit:
+            if file.exists() or self.used.value + photo.nbytes > self.limit:
                 return
             self.used.value += photo.nbytes
         handle, part = tempfile.mkstemp(dir=self.folder)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -237,10 +238,11 @@ class Batches:
 def make_loader(photos: Photos, batches: Batches, workers: int, pin: bool = False, stay: bool = False) -> DataLoader:
     """Batches (images uint8 (B, ..., 3, S, S), index int64 (B,), errors {index: why}), the unreadable left out.
 
-    workers: processes; -1 = one a core, at most 16. stay: they wait for the next pass, for loaders that have many.
+    workers: processes; -1 = one for each core that may be used, at most 16, shared with the other trainings of an `accelerate launch`
+    on this machine. stay: they wait for the next pass, for loaders that have many.
     """
     if workers < 0:
-        workers = min(os.cpu_count() or 1, 16)
+        workers = max(1, min(joblib.cpu_count() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 16))
     return DataLoader(photos, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin,
                       worker_init_fn=_start_worker, persistent_workers=stay and workers > 0)
 

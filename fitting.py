@@ -54,7 +54,7 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
                             "Take another --model.")
     if accelerator.is_main_process:
         scale = features.std()
-        with threadpool_limits(1):                                         # BLAS's threads wait for each other: of 16, minutes long
+        with threadpool_limits(1):                                         # many wait for each other: 16 took minutes
             fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
         weight, bias = fit.coef_, fit.intercept_
         if len(weight) == 1:                                               # two classes: one row tells both apart

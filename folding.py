@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.layers import BatchNormAct2d, Conv2dSame, pad_same
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 
 @torch.no_grad()
 def fold_batchnorm(model: nn.Module, image: torch.Tensor) -> int:
-    """Wherever a convolution's output goes straight to a BatchNorm, and while that one is in eval mode, from now on
+    """Wherever a convolution's output goes to a BatchNorm and nowhere else, and while that one is in eval mode, from now on
 
         s (conv(x, W) - mean) + b = conv(x, s W) + (b - s mean),   s = gamma / sqrt(var + eps)
 
     so that normalising, and its gradient, cost as much as the weights are large, not the photo's activations. Parameters,
-    their gradients and state_dict() stay what they were. image (1, 3, H, W): shows who hands what to whom. Returns how many were folded:
-    0 as well where another part takes a convolution's output too, and the answer would change.
+    their gradients and state_dict() stay what they were. image (1, 3, H, W): shows who hands what to whom. Returns how many were folded.
     """
-    made, pairs = {}, {}                                          # {id of an output: (its convolution, it)}, {BatchNorm: convolution}
+    convs = [m for m in model.modules() if type(m) in (nn.Conv2d, Conv2dSame) and m.padding_mode == "zeros"]
+    norms = [m for m in model.modules() if type(m) in (nn.BatchNorm2d, BatchNormAct2d) and m.affine and m.track_running_stats]
+    made, met, calls = {}, [], Counter()                          # id of an output: (convolution, the output, so that its id stays its own)
 
     def noted(conv: nn.Module, _, output: torch.Tensor) -> None:
-        made[id(output)] = conv, output                           # holding the output keeps its id its own
+        made[id(output)] = conv, output
+        calls[conv] += 1
 
-    def met(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def asked(norm: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        calls[norm] += 1
         if id(inputs[0]) in made:
-            pairs[norm] = made[id(inputs[0])][0]
+            met.append((norm, id(inputs[0])))
 
-    hooks = [*(module.register_forward_hook(noted) for module in model.modules() if type(module) in (nn.Conv2d, Conv2dSame)),
-             *(module.register_forward_pre_hook(met) for module in model.modules() if type(module) in (nn.BatchNorm2d, BatchNormAct2d))]
-    before = model.eval()(image)
+    hooks = [*(conv.register_forward_hook(noted) for conv in convs), *(norm.register_forward_pre_hook(asked) for norm in norms)]
+    with _Uses(made) as uses:
+        model.eval()(image)
     for hook in hooks:
         hook.remove()
-    for norm, conv in pairs.items():                              # partials, as a copy of the model copies what they hold
+    pairs = [(made[output][0], norm) for norm, output in met if uses.count[output] == 1]
+    pairs = [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+    for conv, norm in pairs:                                      # partials, as a copy of the model copies what they hold
         conv.forward, norm.forward = partial(_folded, conv, norm), partial(_rest, norm)
         if isinstance(getattr(norm, "act", None), nn.SiLU):
             norm.act.inplace = False                              # in place it would keep a copy of what it overwrites, for the gradient
-    if (model(image) - before).abs().max() > 0.01 * before.abs().max():
-        for norm, conv in pairs.items():
-            del conv.forward, norm.forward
-        return 0
     return len(pairs)
+
+
+class _Uses(TorchFunctionMode):
+    """Within, counts the operations that take a tensor that is in `made`, by its id."""
+
+    def __init__(self, made: dict[int, tuple]):
+        super().__init__()
+        self.made, self.count = made, Counter()
+
+    def __torch_function__(self, operation, types, args=(), kwargs=None):
+        if operation.__name__ not in ("__get__", "dim"):          # to look at a shape is no use
+            taken = [part for given in args for part in (given if isinstance(given, (list, tuple)) else [given])]
+            self.count.update(id(part) for part in taken if id(part) in self.made)
+        return operation(*args, **(kwargs or {}))
 
 
 def _folded(conv: nn.Conv2d, norm: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:

@@ -189,6 +189,7 @@ def train(config: Config) -> Path:
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
             progress["minutes"] = (time.monotonic() - began) / 60
             save_last()
+    del batches  # its workers end with it
     for tracker in accelerator.trackers:
         tracker.finish()  # not end_training: it would part the processes, which go on
     if progress["epoch"] < config.epochs:
@@ -198,6 +199,7 @@ def train(config: Config) -> Path:
     # The end: what is kept, asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     accelerator.wait_for_everyone()  # best.pt is read by all
     winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}"
+    answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
     if config.wise and config.head_first:
         start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
         places = fitting.on_the_way(judged, start, end, val_loader, accelerator)
@@ -205,12 +207,18 @@ def train(config: Config) -> Path:
         say("val loss on the way from the head alone to the last epoch: "
             + ", ".join(f"at {share:.0%} {loss:.3f}" for share, loss in losses.items()))
         share = min(losses, key=losses.get)
-        if losses[share] <= best(history)["val_loss"]:
-            winner["weights"] = blend(start, end, share)
+        place = blend(start, end, share)
+
+        def asked(weights: dict) -> float:
+            judged.load_state_dict(weights)
+            return scores_of(engine.predict_probs(judged, loader_of("val", *answer_views), len(classes), accelerator)[0], "val")["loss"]
+
+        # Of many epochs at one view, one looks good by luck: where it beats all places, all views decide.
+        if losses[share] <= best(history)["val_loss"] or asked(place) <= asked(winner["weights"]):
+            winner["weights"] = place
             end_name = f"epoch {config.epochs}"
             chosen = {0: "the head alone", 1: end_name}.get(share, f"{share:.0%} of the way from the head alone to {end_name}")
     judged.load_state_dict(winner["weights"])
-    answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
         one_view = loader_of("train", FixedViews(size, crop), size * RandomViews.DETAIL)
         answers, trusted = fitting.learn_trust(judged, one_view, labels["train"], loader_of("val", *answer_views), labels["val"],

@@ -3,6 +3,7 @@
 `python -m benchmarks.gpu --data FOLDER`; the weights are random, which changes no time. `--small` runs on a CPU too.
 """
 
+import gc
 import itertools
 import tempfile
 import time
@@ -141,6 +142,7 @@ def largest(name: str, size: int, by: int):
     """Batches by `by` photos more, until one does not fit."""
     told = []
     for photos in itertools.count(by, by):
+        gc.collect()  # networks before
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         try:
@@ -156,7 +158,8 @@ def largest(name: str, size: int, by: int):
 
 
 def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
-    """Three epochs of train_one_epoch without SAM; of the later two, the share of the time that it asks for photos and gets none."""
+    """train_one_epoch without SAM, until far more than the loader reads ahead is used up; the share of the time that it asks for photos
+    and gets none."""
     import device
     import engine
     from dataset import Batches, Photos, make_loader
@@ -171,30 +174,29 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
     ema = engine.make_ema(model, 0.98)
     model, sgd = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True))
     optimizer, loss_of = SAM(sgd, 0.0), Loss(torch.ones(CLASSES)).to(accelerator.device)
-    loader = make_loader(Photos(paths, RandomViews(size, 1), 0, round(size * RandomViews.DETAIL)), Batches(len(paths), photos, 0, 3), -1,
-                         torch.cuda.is_available())
-    labels, waited = torch.arange(len(paths)) % CLASSES, 0.0
+    read = Photos(paths, RandomViews(size, 1), 0, round(size * RandomViews.DETAIL))
+    loader = make_loader(read, Batches(len(paths), photos, 0, epochs=10**6), -1, torch.cuda.is_available())
+    labels, first = torch.arange(len(paths)) % CLASSES, 4 * loader.num_workers  # before, what was read while the GPU started is used up
+    waits, asked = [], []
 
     def watched(batches):
-        nonlocal waited
         while True:
-            asked = time.perf_counter()
-            batch = next(batches, None)
-            waited += time.perf_counter() - asked
+            asked.append(time.perf_counter())
+            batch = next(batches)
+            waits.append(time.perf_counter() - asked[-1])
             yield batch
 
-    batches = watched(iter(loader))
-    for epoch in range(3):
-        if epoch == 1:  # the first also starts the workers and the GPU
-            waited, began = 0.0, time.perf_counter()
+    batches, epoch = watched(iter(loader)), 0
+    while len(waits) < 3 * first:
         progress = {"epoch": epoch, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": 1}
+        epoch += 1
         engine.train_one_epoch(model, loader, batches, labels, loss_of, optimizer, lambda step: None, ema, accelerator, progress,
                                num_classes=CLASSES, alpha=ALPHA, clip=5.0, seed=0, keep_batchnorm=True, stop=lambda: False,
                                tick=lambda loss: None)
-    whole = time.perf_counter() - began
-    share = waited / whole
+    whole = asked[-1] - asked[first]
+    share, speed = sum(waits[first:-1]) / whole, photos * (len(asked) - 1 - first) / whole
     yield (f"| {name}, {size} px, batch {photos}, {kind}: share of the time it waits for photos | {share:.3g} | <= 0.03 | "
-           f"{'yes' if share <= 0.03 else 'no'} | SGD, {2 * len(paths) / whole:.3g} photos/s by {loader.num_workers} workers |")
+           f"{'yes' if share <= 0.03 else 'no'} | SGD, {speed:.3g} photos/s by {loader.num_workers} workers |")
 
 
 def measure(options: Options):

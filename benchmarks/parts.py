@@ -9,11 +9,8 @@ from benchmarks.timing import Apart, Options, command, in_turn, row
 def contiguous(photos: int):
     """Ours, but photos and weights lie channel after channel."""
     import device
-    import model
-    build = model.build_model
-    model.build_model = lambda *rest: build(*rest).to(memory_format=torch.contiguous_format)
     device.to_device = lambda images, accelerator: images.to(accelerator.device)
-    return ours(photos, keep_batchnorm=True)
+    return ours(photos, keep_batchnorm=True, change=lambda network: network.to(memory_format=torch.contiguous_format))
 
 
 def unfolded(photos: int):
@@ -32,24 +29,13 @@ def fresh_pages(photos: int):
 
 def compiled(photos: int):
     """Ours by torch.compile, in whose time compiling itself does not count."""
-    import model
-    build = model.build_model
-    model.build_model = lambda *rest: torch.compile(build(*rest))
-    return ours(photos, keep_batchnorm=True)
+    return ours(photos, keep_batchnorm=True, change=torch.compile)
 
 
 def half_learn(photos: int):
     """The first half of the layers frozen."""
-    import model
-    build = model.build_model
-
-    def half_frozen(*rest):
-        network = build(*rest)
-        model.freeze(network, 0.5)
-        return network
-
-    model.build_model = half_frozen
-    return ours(photos, keep_batchnorm=True)
+    from model import freeze
+    return ours(photos, keep_batchnorm=True, change=lambda network: freeze(network, 0.5) or network)
 
 
 def averaging(foreach: bool):

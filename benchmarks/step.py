@@ -15,7 +15,7 @@ def a_batch(photos: int):
     return torch.randint(0, 256, (photos, 3, SIZE, SIZE), dtype=torch.uint8), torch.eye(CLASSES)[torch.arange(photos) % CLASSES]
 
 
-def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0):
+def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0, change=lambda network: network):
     import device
     import engine
     from folding import fold_batchnorm
@@ -27,6 +27,7 @@ def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0):
     model = build_model(MODEL, CLASSES, "none")
     if keep_batchnorm:
         fold_batchnorm(model, torch.zeros(1, 3, SIZE, SIZE))
+    model = change(model)
     engine.training_mode(model, keep_batchnorm)
     optimizer = SAM(torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True), rho)
     images, targets = a_batch(photos)

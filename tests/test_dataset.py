@@ -2,6 +2,7 @@ import multiprocessing
 import shutil
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
@@ -291,6 +292,14 @@ def test_workers_of_a_loader_of_one_pass_end_with_it(drawn, stay):
     before = multiprocessing.active_children()
     assert len(list(loader)) == 1
     assert len(set(multiprocessing.active_children()) - set(before)) == stay
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(4, "1", 4), (64, "1", 16), (64, "8", 8), (2, "4", 1)])
+def test_as_many_workers_as_cores_that_this_process_may_use(drawn, monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)                       # as accelerate launch says how many share the machine
+    photos = Photos(sorted(map(str, drawn.rglob("*.jpg"))), FixedViews(32, 1.0), 0, 0)
+    assert make_loader(photos, Batches(9, 9), -1).num_workers == workers
 
 
 # --- real photos, where this checkout has them ---

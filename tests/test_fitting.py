@@ -58,6 +58,6 @@ def test_of_very_many_photos_a_part_is_enough(accelerator, drawn, monkeypatch, o
     monkeypatch.setattr(LogisticRegression, "fit", watched)
     with threadpool_limits(2, "blas"):
         fitting.fit_head(model, loader, labels, torch.zeros(9), accelerator, lambda photos: None)
-    assert set(threads) == {1}  # more wait for each other, minutes long
+    assert set(threads) <= {1}  # none where numpy has no BLAS of its own
     assert len(seen[0]) == rows
     assert len(np.unique(seen[1])) == 9

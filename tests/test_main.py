@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -24,11 +25,14 @@ from conftest import ROOT, SMALL
 
 import checkpoint
 import engine
+import fitting
 import main
 import record
 from config import Config, ConfigError
 from dataset import DataError
 from record import RunError
+from transforms import RandomViews
+from views import ANSWER_VIEWS
 
 
 def weights_of(run, name: str = "last.pt") -> torch.Tensor:
@@ -115,7 +119,9 @@ def test_no_part_of_a_training_lacks_a_deterministic_algorithm(run, tmp_path, mo
 
 @pytest.mark.parametrize("after", [2, 9])
 def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_config, tmp_path, monkeypatch, capsys, after):
-    config = dataclasses.replace(small_config, sam_every=2)  # 6 steps an epoch, 12 in all: the counters matter
+    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file: BatchNorm is kept, and folded
+    # 6 steps an epoch, 12 in all: the counters matter
+    config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), sam_every=2)
     reference = main.train(config)
     calls = iter(range(100))
     with monkeypatch.context() as patch:
@@ -183,12 +189,36 @@ def test_a_run_whose_files_are_not_as_it_wrote_them_is_refused_with_a_sentence(r
         main.train(Config(resume=tmp_path / "run"))
 
 
-def test_the_next_epoch_is_read_while_one_is_judged(small_config, monkeypatch):
-    passes, learn = [], engine.train_one_epoch
-    monkeypatch.setattr(engine, "train_one_epoch", lambda *given, **more: (passes.append(given[2]), learn(*given, **more))[1])
-    main.train(dataclasses.replace(small_config, epochs=2, wise=False))
-    assert len(passes) == 2
-    assert passes[0] is passes[1]  # one pass of the loader, whose workers go on reading
+class Noted(RandomViews):
+    """Leaves a file for each photo that it augments, as it does so in another process."""
+
+    def __call__(self, photo, seed):
+        Path("read").mkdir(exist_ok=True)
+        Path("read", str(seed)).touch()
+        return super().__call__(photo, seed)
+
+
+def test_the_next_epoch_is_read_while_one_is_judged_and_then_the_workers_end(small_config, monkeypatch):
+    monkeypatch.setattr(main, "RandomViews", Noted)
+    before, judged, ask = set(multiprocessing.active_children()), [], engine.predict_probs
+
+    def judge(*given, **more):
+        judged.append(None)
+        if len(judged) == 2:                                                # after the first of two epochs
+            for _ in range(200):
+                if len(os.listdir("read")) > 86:                            # photos of an epoch
+                    break
+                time.sleep(0.1)
+            else:
+                pytest.fail("nobody reads on")
+        if len(judged) == 4:                                                # training is over: the workers for validation stay
+            assert len(set(multiprocessing.active_children()) - before) == 1
+        return ask(*given, **more)
+
+    monkeypatch.setattr(engine, "predict_probs", judge)
+    monkeypatch.setattr(fitting, "predict_probs", judge)
+    main.train(dataclasses.replace(small_config, epochs=2, workers=1))
+    assert len(judged) == 3 + len(fitting.SHARES)
 
 
 @pytest.mark.parametrize(("changed", "folded"), [({}, [49]), ({"keep_batchnorm": False}, []), ({"weights": "none"}, [])])
@@ -434,9 +464,10 @@ def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_
 
 
 @pytest.mark.parametrize(("share", "said"), [
-    (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1"), (None, "epoch ")])
+    (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1"),
+    ("epoch, truly", "epoch 1"), ("epoch, by luck", "the head alone")])
 def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(small_config, capsys, monkeypatch, share, said):
-    seen, on_the_way = {}, main.fitting.on_the_way
+    seen, on_the_way, predict_probs, judged = {}, main.fitting.on_the_way, engine.predict_probs, []
 
     def right_there_alone(*arguments):
         table = main.record.read_table(small_config.out / "photos.csv")
@@ -445,19 +476,31 @@ def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(smal
             seen[place] = probs
             yield place, (0.9 if place == share else 0.0) * truth
 
+    def as_it_is_asked(*given):
+        probs, errors = predict_probs(*given)
+        views = given[1].dataset.transform.count
+        judged.append(views)
+        if views == 1 and isinstance(share, str):
+            probs[:] = len(judged) / 10  # the sum's logarithm: epoch 1 looks better than epoch 0
+        if views > 1:                    # the place is asked, then the epoch
+            probs[:] = 1 / 9 + (judged.count(views) == (2 if share == "epoch, truly" else 1)) / 9
+        return probs, errors
+
     monkeypatch.setattr(main.fitting, "on_the_way", right_there_alone)
+    monkeypatch.setattr(engine, "predict_probs", as_it_is_asked)
     run = main.train(dataclasses.replace(small_config, epochs=1, ema=0))
     printed = capsys.readouterr().out
     assert tuple(seen) == main.fitting.SHARES
     log, answers = pd.read_csv(run / "log.csv"), pd.read_csv(run / "val.csv")
     labels = answers.label.map(list(answers.columns[2:]).index).to_numpy()
     losses = {place: main.metrics.log_loss(probs, labels) for place, probs in seen.items()}
-    assert [losses[0], losses[1]] == pytest.approx(log.val_loss.tolist(), rel=1e-5)
     start, end, kept = (checkpoint.load(run / name)["weights"] for name in ("head.pt", "last.pt", "best.pt"))
-    if share is None:  # an epoch was better than all places
-        share = log.val_loss.argmin()
-        said += str(share)
+    if isinstance(share, str):  # an epoch looked better than all places
+        assert judged.count(ANSWER_VIEWS) == 2
+        share = {"epoch, truly": 1, "epoch, by luck": 0}[share]
     else:
+        assert judged.count(ANSWER_VIEWS) == 0
+        assert [losses[0], losses[1]] == pytest.approx(log.val_loss.tolist(), rel=1e-5)
         assert f"at {share:.0%} 0.105" in printed  # -log 0.9
     assert f"best: {said};" in printed
     for name in start:
