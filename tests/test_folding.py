@@ -25,6 +25,8 @@ def test_features_and_gradients_stay_what_they_were(name):
     images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     assert fold_batchnorm(folded, images[:1]) == NETWORKS[name]
     assert list(folded.state_dict()) == list(plain.state_dict())
+    activations = [layer.act for layer in folded.modules() if hasattr(layer, "running_mean") and hasattr(layer, "act")]
+    assert not any(act.inplace for act in activations if isinstance(act, torch.nn.SiLU))  # it would copy first, for the gradient
     answers = {}
     for network in (plain, folded):
         engine.training_mode(network, keep_batchnorm=True)
