@@ -31,6 +31,7 @@ from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from device import DeviceError, be_deterministic, keep_memory, make_accelerator, memory_ran_out
 from folding import fold_batchnorm
+from folds import train_each_fold
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
 from photos import read_photo, sentence, spell_out
@@ -248,43 +249,13 @@ def best(history: list[dict]) -> dict:
     return min(history, key=lambda row: row["val_loss"])
 
 
-def train_each_fold(config: Config) -> Path:
-    """A run for each fold, below one folder; then oof.csv, the answers to all photos, each by the model that did not learn from it.
-
-    The same command with the same --out goes on where it was stopped.
-    """
-    accelerator, _ = make_accelerator()
-    if (engine.from_main(lambda: dataset.load_table(config.data), accelerator).side == "val").any():
-        raise dataset.DataError(f"--fold -1: {config.data}/val says which photos validate, the same in each fold. "
-                                "Take --fold 0, or move them to train/.")
-    run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
-    for fold in range(config.folds):
-        own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
-        record.check_settings(own.out, own.to_dict())
-        if not (own.out / "val.csv").exists():
-            begun = (own.out / "last.pt").exists()
-            try:
-                train(Config(resume=own.out, workers=config.workers, quiet=config.quiet) if begun else own)
-            except SystemExit:
-                accelerator.on_main_process(print)(f"and with the other folds by the same command as before, with --out {run}")
-                raise
-    accelerator.wait_for_everyone()  # the last val.csv is written by one
-    answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]
-    if accelerator.is_main_process:
-        record.write_table(run / "oof.csv", pd.concat([table.assign(fold=fold) for fold, (table, *_) in enumerate(answers)]))
-    scores = pd.DataFrame([metrics.scores(probs, truth) for _, probs, truth in answers])
-    lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
-    accelerator.on_main_process(print)("\n".join([*lines, f"now, all folds' models together: python predict.py PHOTO --checkpoint {run}"]))
-    return run
-
-
 if __name__ == "__main__":
     spell_out()
     try:
         if options.dry_run:
             train(dataclasses.replace(options, fold=max(options.fold, 0)))
         elif options.fold < 0:
-            train_each_fold(options)
+            train_each_fold(options, train)
         else:
             run = train(options)
             alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it

@@ -438,9 +438,9 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
     with monkeypatch.context() as patch:
         patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= 7)  # in the second fold
         with pytest.raises(SystemExit):
-            main.train_each_fold(config)
+            main.train_each_fold(config, main.train)
     assert f"by the same command as before, with --out {config.out}" in capsys.readouterr().out
-    run = main.train_each_fold(dataclasses.replace(config, quiet=True))  # goes on
+    run = main.train_each_fold(dataclasses.replace(config, quiet=True), main.train)  # goes on
     assert "epoch 1/1" not in capsys.readouterr().out
     assert "resume" not in record.read_table(record.EXPERIMENTS).settings.iloc[-2]
     oof = pd.read_csv(run / "oof.csv")
@@ -449,17 +449,17 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
     for fold, own in oof.groupby("fold"):
         photos = pd.read_csv(run / f"fold{fold}" / "photos.csv")
         assert set(own.image) == set(photos.path[photos.side == "val"])
-    main.train_each_fold(config)  # all is there
+    main.train_each_fold(config, main.train)  # all is there
     assert "accuracy of 3 folds:" in capsys.readouterr().out
     with pytest.raises(RunError, match="another lr"):
-        main.train_each_fold(dataclasses.replace(config, lr=0.5))
+        main.train_each_fold(dataclasses.replace(config, lr=0.5), main.train)
 
 
 def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):
     for side in ("train", "val"):
         shutil.copytree(drawn, tmp_path / "photos" / side)
     with pytest.raises(DataError, match="--fold -1: .*/val says which photos validate"):
-        main.train_each_fold(dataclasses.replace(small_config, data=tmp_path / "photos", fold=-1))
+        main.train_each_fold(dataclasses.replace(small_config, data=tmp_path / "photos", fold=-1), main.train)
     assert not small_config.out.exists()
 
 

@@ -53,7 +53,7 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
 
 
 def test_a_soup_of_folds_has_no_score_and_their_mean_temperature(run, small_config, tmp_path, capsys):
-    folds = main.train_each_fold(dataclasses.replace(small_config, fold=-1, folds=2, epochs=1))
+    folds = main.train_each_fold(dataclasses.replace(small_config, fold=-1, folds=2, epochs=1), main.train)
     capsys.readouterr()
     soup.main((folds,), out=tmp_path / "soup.pt", workers=0)
     assert capsys.readouterr().out.endswith("soup.pt: the mean of 2 models; no score, as each photo was learnt from by some of them\n")

@@ -1,0 +1,47 @@
+"""Cross-validation in one command: a training for each fold, and every photo answered by a model that did not see it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+import dataset
+import engine
+import metrics
+import record
+from config import Config
+from device import make_accelerator
+
+
+def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
+    """A run for each fold, below one folder; then oof.csv, the answers to all photos, each by the model that did not learn from it.
+
+    train: as main.train. Returns the folder of all.
+    The same command with the same --out goes on where it was stopped.
+    """
+    accelerator, _ = make_accelerator()
+    if (engine.from_main(lambda: dataset.load_table(config.data), accelerator).side == "val").any():
+        raise dataset.DataError(f"--fold -1: {config.data}/val says which photos validate, the same in each fold. "
+                                "Take --fold 0, or move them to train/.")
+    run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
+    for fold in range(config.folds):
+        own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
+        record.check_settings(own.out, own.to_dict())
+        if not (own.out / "val.csv").exists():
+            begun = (own.out / "last.pt").exists()
+            try:
+                train(Config(resume=own.out, workers=config.workers, quiet=config.quiet) if begun else own)
+            except SystemExit:
+                accelerator.on_main_process(print)(f"and with the other folds by the same command as before, with --out {run}")
+                raise
+    accelerator.wait_for_everyone()  # the last val.csv is written by one
+    answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]
+    if accelerator.is_main_process:
+        record.write_table(run / "oof.csv", pd.concat([table.assign(fold=fold) for fold, (table, *_) in enumerate(answers)]))
+    scores = pd.DataFrame([metrics.scores(probs, truth) for _, probs, truth in answers])
+    lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
+    accelerator.on_main_process(print)("\n".join([*lines, f"now, all folds' models together: python predict.py PHOTO --checkpoint {run}"]))
+    return run
