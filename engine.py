@@ -187,21 +187,20 @@ def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Acce
     return probs, errors
 
 
-@torch.inference_mode()
 def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
             tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """As predict_probs, with the score float (N,) of being known (Classifier.judge) in the middle, averaged over views too."""
+    def answers_to(views: torch.Tensor) -> torch.Tensor:
+        logits, known = model.judge(views)
+        return torch.cat([(logits / temperature).softmax(1), known[:, None]], 1)
+
     model.eval()
     found, errors = [], {}
     for images, index, failed in loader:
         errors.update(failed)
         if len(index):
-            views = to_device(images.flatten(0, -4), accelerator)          # (B, V, 3, S, S) or (B, 3, S, S)
-            with accelerator.autocast():
-                logits, known = model.judge(views)
-            probs = (logits / temperature).softmax(1)
-            answers = torch.cat([probs, known[:, None]], 1).view(len(index), -1, num_classes + 1).mean(1)
-            found.append((index.numpy(), answers.cpu().numpy()))
+            answers = ask(answers_to, to_device(images.flatten(0, -4), accelerator), accelerator)  # (B, V, 3, S, S) or (B, 3, S, S)
+            found.append((index.numpy(), answers.view(len(index), -1, num_classes + 1).mean(1).cpu().numpy()))
         tick(len(index) + len(failed))
     table = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32)
     for index, answers in gather_object(found):
@@ -209,3 +208,16 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
     for other in gather_object([errors]):
         errors.update(other)
     return table[:, :-1], table[:, -1], errors
+
+
+@torch.inference_mode()
+def ask(network: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
+    """network(views), for views (B, 3, H, W) on the device, with a row for each; without gradients, and in halves where memory runs out."""
+    try:
+        with accelerator.autocast():
+            return network(views)
+    except RuntimeError as error:
+        if len(views) == 1 or not memory_ran_out(error):
+            raise
+    clear_device_cache()                                                   # out here, where the error no longer holds what was made
+    return torch.cat([ask(network, half, accelerator) for half in views.chunk(2)])

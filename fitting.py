@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import metrics
 import trust
 from device import to_device
-from engine import TrainingError, as_in_main, predict_probs
+from engine import TrainingError, as_in_main, ask, predict_probs
 from model import blend
 from views import HEAD_VIEWS
 
@@ -73,8 +73,7 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
     model.eval()
     for images, index, failed in loader:
         if len(index):
-            with torch.inference_mode(), accelerator.autocast():
-                features = model.features(to_device(images.flatten(0, -4), accelerator))
+            features = ask(model.features, to_device(images.flatten(0, -4), accelerator), accelerator)
             yield features, index.repeat_interleave(len(features) // len(index)).numpy()
         tick(len(index) + len(failed))
 

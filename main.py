@@ -265,6 +265,6 @@ if __name__ == "__main__":
     except RuntimeError as error:
         if not memory_ran_out(error):
             raise
-        sys.exit("memory ran out, and not in a step of training, which would be cut. Give a smaller --batch or --image-size.")
+        sys.exit("memory ran out, even for one photo. Give a smaller --image-size or --model, or close what else uses the memory.")
     except KeyboardInterrupt:
         sys.exit("stopped before or after training; nothing was lost")

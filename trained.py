@@ -47,7 +47,8 @@ class Trained:
             return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
         except RuntimeError as error:
             if memory_ran_out(error):
-                raise DeviceError(f"memory ran out on {self.accelerator.device} with --batch {self.batch}. Give a smaller one.") from error
+                raise DeviceError(f"memory ran out on {self.accelerator.device}, even for one view of a photo. Close what else uses it, or "
+                                  "answer on the CPU: CUDA_VISIBLE_DEVICES= in front of the command.") from error
             raise
 
 

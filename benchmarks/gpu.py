@@ -176,7 +176,7 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
     optimizer, loss_of = SAM(sgd, 0.0), Loss(torch.ones(CLASSES)).to(accelerator.device)
     read = Photos(paths, RandomViews(size, 1), 0, round(size * RandomViews.DETAIL))
     loader = make_loader(read, Batches(len(paths), photos, 0, epochs=10**6), -1, torch.cuda.is_available())
-    labels, first = torch.arange(len(paths)) % CLASSES, 4 * loader.num_workers  # before, what was read while the GPU started is used up
+    labels, first = torch.arange(len(paths)) % CLASSES, 3 * loader.num_workers  # before, what was read while the GPU started is used up
     waits, asked = [], []
 
     def watched(batches):
@@ -187,7 +187,7 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
             yield batch
 
     batches, epoch = watched(iter(loader)), 0
-    while len(waits) < 3 * first:
+    while len(waits) < 2 * first:
         progress = {"epoch": epoch, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": 1}
         epoch += 1
         engine.train_one_epoch(model, loader, batches, labels, loss_of, optimizer, lambda step: None, ema, accelerator, progress,

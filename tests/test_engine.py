@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from conftest import SMALL
 
 import engine
+import fitting
 import prepare
 from config import Config
 from dataset import Batches, Photos, make_loader
@@ -90,6 +91,49 @@ def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, dra
     probs, errors = engine.predict_probs(build_model(SMALL, 9, "none"), loader_of(paths, 1, batch=1), 9, accelerator)
     assert np.isnan(probs).any(1).tolist() == [False, False, True]
     assert "not a photo" in errors[2]
+
+
+def test_where_memory_runs_out_photos_are_asked_in_halves(accelerator, batch):
+    asked = []
+
+    def network(views):
+        asked.append(len(views))
+        if len(views) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return views.float().mean((2, 3))
+
+    answers = engine.ask(network, batch[0], accelerator)
+    assert torch.equal(answers, batch[0].float().mean((2, 3)))
+    assert asked == [6, 3, 2, 1, 3, 2, 1]
+
+
+def test_answers_and_features_are_the_same_where_memory_is_short(accelerator, drawn):
+    model, loader = build_model(SMALL, 9, "none"), loader_of(sorted(map(str, drawn.rglob("*.jpg")))[:5], 3)
+    features = model.features
+
+    def asked():
+        found = next(fitting.each_features(model, loader, accelerator, lambda photos: None))[0]
+        return torch.from_numpy(engine.predict_probs(model, loader, 9, accelerator)[0]), found
+
+    def short(views):
+        if len(views) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return features(views)
+
+    whole, model.features = asked(), short
+    torch.testing.assert_close(asked(), whole, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("shapes do not match")])
+def test_what_halves_do_not_mend_is_raised(accelerator, batch, error):
+    def network(views):
+        asked.append(len(views))
+        raise error
+
+    asked = []
+    with pytest.raises(RuntimeError, match=str(error)):
+        engine.ask(network, batch[0], accelerator)
+    assert asked == ([6, 3, 2, 1] if isinstance(error, torch.OutOfMemoryError) else [6])
 
 
 def test_processes_share_the_time_of_an_epoch(monkeypatch):

@@ -233,5 +233,5 @@ def test_memory_that_runs_out_is_a_sentence(run, drawn, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr("trained.engine.predict", short)
-    with pytest.raises(ValueError, match="memory ran out on cpu with --batch 32. Give a smaller one"):
+    with pytest.raises(ValueError, match="memory ran out on cpu, even for one view of a photo. Close what else uses it"):
         Predictor(run / "best.pt").probs([next(drawn.glob("*/*.jpg"))])
