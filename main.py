@@ -38,6 +38,7 @@ from photos import read_photo, sentence, spell_out
 from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, restore, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
+from split import SIDES
 from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
@@ -75,7 +76,7 @@ def train(config: Config) -> Path:
             say(changed)
     classes = sorted(table.label.unique())
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
-              for side in dataset.SIDES}
+              for side in SIDES}
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
     read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 

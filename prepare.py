@@ -23,6 +23,7 @@ from config import Config, ConfigError
 from device import to_device
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
+from split import describe, find_trouble, split
 
 NOT_OURS = "does not fit its own settings and photos: it was changed or is broken. Start a new run."
 
@@ -62,9 +63,9 @@ def restore(saved: dict, run: Path, learner, judged, optimizer: SAM, scaler: tor
 def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     quiet = config.quiet or None  # none = where no person watches
-    table = dataset.find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
-    table = dataset.split(table, config.fold, config.folds, config.seed)
-    say(dataset.describe(table))
+    table = find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
+    table = split(table, config.fold, config.folds, config.seed)
+    say(describe(table))
     record.write_table(run / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
     return table
 

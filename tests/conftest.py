@@ -12,14 +12,18 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
+import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from PIL import Image  # noqa: E402
 
 import checkpoint  # noqa: E402
 from config import Config  # noqa: E402
 from data.draw import draw_dataset  # noqa: E402
+from dataset import load_table  # noqa: E402
 from model import build_model  # noqa: E402
+from split import find_trouble, split  # noqa: E402
 
 REAL = ROOT.parent / "shared" / "data"  # real photos, in some checkouts
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
@@ -33,6 +37,21 @@ def save_random_model(path: Path, classes: list[str], notes: dict, name: str = S
     checkpoint.save(path, {
         "model": name, "head": "linear", "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7, "known_limit": 0.4,
         "notes": notes, "config": Config().to_dict(), "weights": model.state_dict()})
+
+
+def make_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    """Photos of coarse noise: no two alike."""
+    rng = np.random.default_rng(seed)
+    for label, count in counts.items():
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((80, 60)).save(folder / label / f"{i}.jpg")
+    return folder
+
+
+def ready(data: Path, fold: int = 0, folds: int = 5) -> pd.DataFrame:
+    """The table of photos, looked over and cut."""
+    return split(find_trouble(load_table(data)), fold, folds, seed=0)
 
 
 def gradient() -> np.ndarray:

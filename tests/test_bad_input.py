@@ -12,9 +12,10 @@ import pytest
 import checkpoint
 import main
 import predict
-from dataset import DataError, find_trouble, load_table, split
+from dataset import DataError, load_table
 from photos import PhotoError, read_photo, shown
 from predict import Options, Predictor
+from split import find_trouble, split
 from tools import torture
 from tools.bad_input import bad_tables, encoded, fuzzed, scene, write_bad_photos, write_hostile_checkpoints
 

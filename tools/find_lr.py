@@ -15,19 +15,19 @@ import numpy as np
 import torch
 import tyro
 
-import dataset
 import engine
 import fitting
 import plots
 from config import Config
 from console import Bar
-from dataset import Batches, Photos, make_loader
+from dataset import Batches, Photos, load_table, make_loader
 from device import keep_memory, make_accelerator
 from folding import fold_batchnorm
 from loss import Loss
 from model import CosineHead, build_model, freeze, input_size, parameter_groups
 from photos import sentence
 from sam import SAM
+from split import find_trouble, split
 from transforms import RandomViews
 from views import FixedViews
 
@@ -50,7 +50,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     """Rates and losses of up to `steps` steps, until the loss has left its range."""
     accelerator, _ = make_accelerator()
     keep_memory()
-    photos = dataset.split(dataset.find_trouble(dataset.load_table(config.data)), config.fold, config.folds, config.seed)
+    photos = split(find_trouble(load_table(config.data)), config.fold, config.folds, config.seed)
     photos = photos[photos.side == "train"]
     classes = sorted(photos.label.unique())
     labels = torch.tensor([classes.index(label) for label in photos.label])

@@ -21,11 +21,11 @@ import metrics
 import plots
 import record
 from config import Config
-from dataset import SIDES
 from explain import Explainer, ExplainError, reasons_sheet
 from photos import read_named, sentence, spell_out
 from pictures import contact_sheet
 from predict import CAUTION
+from split import SIDES
 from tools.page import figures, image, section, table, write_page
 from views import crop_view
 

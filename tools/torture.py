@@ -19,6 +19,7 @@ import pandas as pd
 import tyro
 
 import dataset
+import split
 from photos import PhotoError, read_photo
 from tools.bad_input import fuzzed
 from tools.interruptions import fill_the_disk, kill_and_resume, several_processes
@@ -60,9 +61,9 @@ def large_table(rows: int, seed: int) -> str:
         table.assign(image=table.label.map("{}.jpg".format)).to_csv(Path(folder) / "table.csv", index=False)
         began, before = time.monotonic(), peak_memory()
         table = dataset.load_table(Path(folder) / "table.csv")
-        dataset.look_over = lambda paths, progress: (rng.integers(0, 2**63, len(paths)).astype(np.uint64), {})
-        table = dataset.split(dataset.find_trouble(table), 0, 5, seed)
-        text = dataset.describe(table)
+        split.look_over = lambda paths, progress: (rng.integers(0, 2**63, len(paths)).astype(np.uint64), {})
+        table = split.split(split.find_trouble(table), 0, 5, seed)
+        text = split.describe(table)
     return (f"A table of {rows} rows in {rows // 2} groups: from the CSV to the split ({(table.side == 'val').sum()} validate) and its "
             f"description ({len(text.splitlines())} lines) {time.monotonic() - began:.0f} s, {(peak_memory() - before) / 1e9:.1f} GB. "
             "Reading the photos not counted.")
