@@ -16,12 +16,12 @@ class ConfigError(ValueError):
 @dataclass(frozen=True)
 class Config:
     # --- photos ---
-    data: Path = Path("data")  # a folder of class folders (train/, val/, test/ may hold them), or a CSV image,label[,group]
+    data: Path = Path("data")  # a folder of class folders (train/, val/, test/ may hold them), or a CSV image,label[,group][,side]
     folds: int = 5  # the photos are cut into this many parts, one of which validates; 5 = 20 % for validation
     fold: int = 0  # which part validates, 0 to folds-1; -1 = each in turn, a model for each
     image_size: int = 0  # pixels, square; 0 = what the backbone was trained at (B6: 528)
     workers: int = -1  # processes that read and augment photos; 0 = none but the main one; -1 = one a core, at most 16
-    cache: float = 0.0  # GB of disk for decoded photos, so that only the first epoch decodes (622 photos at 224 px: 0.4); 0 = off
+    cache: float = 0.0  # GB of disk for decoded photos, so that only the first epoch decodes (622 photos at 224 px: 0.5); 0 = off
 
     # --- model ---
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone

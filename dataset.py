@@ -14,8 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from photos import THREE_WAYS, DataError, PhotoError, is_name, is_photo, read_csv, read_photo, shown
-from split import SIDES
+from photos import SIDES, THREE_WAYS, DataError, PhotoError, is_name, is_photo, read_csv, read_photo, shown
 
 # --- the table: one row a photo; path, label, group, and side where the folders say it ---
 
@@ -23,7 +22,7 @@ def load_table(data: Path) -> pd.DataFrame:
     """The photos of a folder of class folders, or of a CSV, as columns path, label, group, side (all text).
 
     A folder that holds a `photos.csv` is read through it, for the sake of its groups. group is "" where unknown, side
-    is "train", "val" or "test" where folders of that name say it, else "". Raises DataError.
+    is "train", "val" or "test" where folders of that name or the CSV's column side say it, else "". Raises DataError.
     """
     if data.is_file():
         rows = read_csv(data)
@@ -34,6 +33,8 @@ def load_table(data: Path) -> pd.DataFrame:
     else:
         raise DataError(f"{data}: no such folder or CSV. {THREE_WAYS}")
     table = pd.DataFrame(rows).reindex(columns=["path", "label", "group", "side"], fill_value="")
+    if table.side.any():
+        table.side = table.side.replace("", "train")
     odd = [label for label in table.label.unique() if not is_name(label)]
     if odd:
         raise DataError(f"{data}: the class {shown(odd[0][:50])} has control characters in its name, or more than 200 letters. Rename it.")

@@ -24,8 +24,8 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     """
     accelerator, _ = make_accelerator()
     if (engine.from_main(lambda: dataset.load_table(config.data), accelerator).side == "val").any():
-        raise dataset.DataError(f"--fold -1: {config.data}/val says which photos validate, the same in each fold. "
-                                "Take --fold 0, or move them to train/.")
+        raise dataset.DataError(f"--fold -1: {config.data} says itself which photos validate, the same in each fold. "
+                                "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
     run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")

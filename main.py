@@ -34,11 +34,10 @@ from folding import fold_batchnorm
 from folds import train_each_fold
 from loss import Loss
 from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
-from photos import read_photo, sentence, spell_out
+from photos import SIDES, read_photo, sentence, spell_out
 from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, restore, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
-from split import SIDES
 from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews

@@ -22,6 +22,7 @@ EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif",
               ".gif", ".heic", ".heif"}  # the last row cannot be read, but is named: a phone's photos should not vanish without a word
 MAX_PIXELS = 100_000_000  # decoded; a 3-channel photo of this size takes 300 MB, the largest phones make 200 MP JPEGs
 MAX_BYTES = 500_000_000  # of a file; the largest scans are smaller
+SIDES = ("train", "val", "test")
 THREE_WAYS = ("Three ways to get some: put one folder of photos per class into it; "
               "`python data/download.py` (nine genera, from Kaggle); `python data/draw.py` (drawn, no network).")
 
@@ -61,7 +62,7 @@ def is_name(text: str) -> bool:
 
 
 def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> dict[str, list[str]]:
-    """A CSV image[,label][,group], paths relative to it, as the columns path, label, group. Raises DataError."""
+    """A CSV image[,label][,group][,side], paths relative to it, as the columns path, label, group, side. Raises DataError."""
     try:
         if not stat.S_ISREG(os.stat(file).st_mode):  # as in read_photo
             raise DataError(f"{file}: cannot be opened (not a file).")
@@ -84,8 +85,8 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
         if header.count(column) > 1:
             raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
     folder = "" if file.parent == Path() else str(file.parent)
-    image, label, group = (header.index(name) if name in header else len(header) for name in ("image", "label", "group"))
-    table = {"path": [], "label": [], "group": []}
+    image, label, group, side = (header.index(name) if name in header else len(header) for name in ("image", "label", "group", "side"))
+    table = {"path": [], "label": [], "group": [], "side": []}
     for number, row in enumerate(rows, 2):
         if not row:
             continue  # an empty line
@@ -99,9 +100,12 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
         if not os.path.isfile(path):
             raise DataError(f"{file}: row {number}: no such photo {shown(row[image])} (looked in {file.parent}/). "
                             "Paths are relative to the CSV.")
+        if row[side] not in ("", *SIDES):
+            raise DataError(f"{file}: row {number}: side {shown(row[side][:50])}. Use train, val or test, or leave it empty for train.")
         table["path"].append(path)
         table["label"].append(row[label])
         table["group"].append(row[group])
+        table["side"].append(row[side])
     if not table["path"]:
         raise DataError(f"{file}: no rows. {THREE_WAYS}")
     return table

@@ -41,7 +41,7 @@ class Options:
     explain: Path | None = None  # draw the answers here (.png), with heat maps of what spoke for them; of many photos the first 60
     json: bool = False  # JSON lines instead of text: one object a photo, all probabilities in it
     quiet: bool = False  # the answers alone: no progress, no word of the model, no scores
-    batch: int = 32  # photos at a time
+    batch: int = 32  # views at a time: 32 = four photos of eight views (.onnx: one photo a thread)
     workers: int = -1  # processes (.onnx: threads) for many photos; 0 = none but the main one; -1 = one a core
 
 

@@ -120,7 +120,7 @@ def has_experiment(run: Path) -> bool:
 
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:
-    """One row: when, where, the settings that differ from the defaults, the best epoch's scores, minutes of training."""
+    """One row: when, where, the settings that differ from the defaults, the kept model's scores, minutes of training."""
     settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in NO_RESULT)
     row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
     EXPERIMENTS.parent.mkdir(exist_ok=True)

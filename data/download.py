@@ -44,7 +44,11 @@ def find_classes(folder: Path) -> Path:
 
 
 def download(out: Path = Path("data/mushrooms9")) -> Path:
-    """Fetch the set and copy its nine class folders to out, which must be new. Raises DownloadError."""
+    """Fetch the set and copy its nine class folders to out. Raises DownloadError.
+
+    Args:
+        out: a new folder.
+    """
     out, part = Path(out), Path(f"{out}.part")
     for folder in (out, part):
         if folder.exists():

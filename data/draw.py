@@ -157,8 +157,12 @@ def is_drawn(out: Path, arguments: dict) -> bool:
 def draw_dataset(out: Path = Path("data/drawn"), per_class: int = 40, seed: int = 0) -> Path:
     """Draw nine genera as a folder of class folders.
 
-    out: a new or empty folder; per_class: photos of each genus; seed: 0 or more; another gives other photos.
     Returns out. What is there already is left alone: if it is just this, nothing is done, else DrawError.
+
+    Args:
+        out: a new or empty folder.
+        per_class: photos of each genus.
+        seed: 0 or more; another gives other photos.
     """
     out, part = Path(out), Path(f"{out}.part")          # an interrupted draw leaves only the latter
     arguments = {"per_class": per_class, "seed": seed}

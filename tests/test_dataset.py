@@ -38,6 +38,7 @@ def test_a_folder_s_photos_csv_is_used_for_its_groups(tmp_path):
     ("", r"no column image \(found: none\)"), ("image,label\n", "no rows.*Three ways"),
     ("image,label\nx/a/0.jpg\n", "row 2: label is empty"), ("image,label\nx/a/0.jpg,a,b\n", "row 2: more cells than columns"),
     ("image,label\n" + "x" * 200_000, "not a CSV"), ("image,label,label\nx,a,b\n", "column label twice"),
+    ("image,label,side\nx/a/0.jpg,a,Test\n", "row 2: side Test. Use train, val or test, or leave it empty"),
     ("photo,label\nx,y\n", r"no column image \(found: photo, label\)"),
     ("image,label\nnone.jpg,a\n", r"row 2: no such photo none.jpg \(looked in"), ("image,label\nx/a/0.jpg,\n", "row 2: label is empty"),
     ("image,label\nx/a/0.jpg,a\n", "all photos are of one class, a")])

@@ -1,6 +1,7 @@
 """Every command of the READMEs is one that its script takes, and runs, in small and in the order of the page."""
 
 import functools
+import inspect
 import io
 import re
 import runpy
@@ -8,6 +9,7 @@ import shlex
 import shutil
 import sys
 
+import docstring_parser
 import pytest
 import tyro
 from conftest import ROOT, SMALL
@@ -15,7 +17,7 @@ from conftest import ROOT, SMALL
 import predict
 from config import Config
 from data import download, draw
-from tools import app, compare, export, find_lr, publish, quantize, report, soup, suspects, tune
+from tools import app, compare, export, find_lr, look, publish, quantize, report, soup, suspects, torture, tune
 
 SCRIPTS = {"main.py": Config, "predict.py": predict.Options, "data/draw.py": draw.draw_dataset, "data/download.py": download.download,
            "tools.app": app.Options, "tools.compare": compare.main, "tools.export": export.export, "tools.find_lr": find_lr.main,
@@ -57,6 +59,15 @@ def test_all_commands_parse(page, monkeypatch):
                 takes(script, arguments)
             except SystemExit as error:
                 pytest.fail(f"{page}: {command}: exit code {error.code}")
+
+
+TOOLS = [*filter(inspect.isfunction, SCRIPTS.values()), look.augmentations, look.predictions, torture.main]
+
+
+@pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.__module__)
+def test_each_flag_of_a_tool_says_in_its_help_what_it_is_for(tool):
+    told = {param.arg_name for param in docstring_parser.parse(tool.__doc__).params if param.description}
+    assert told == set(inspect.signature(tool).parameters) - {"config"}
 
 
 def test_what_both_languages_promise_is_the_same():

@@ -24,6 +24,17 @@ def test_train_and_test_folders_alone_leave_validation_to_the_split(tmp_path):
     assert ready(tmp_path).side.value_counts().to_dict() == {"train": 16, "val": 4, "test": 4}
 
 
+def test_a_csv_s_column_side_is_kept_and_empty_means_train(tmp_path):
+    make_photos(tmp_path, {"a": 20, "b": 20})
+    sides = {0: "test", 1: "test", 2: ""}
+    rows = [f"{label}/{i}.jpg,{label},{label}{i // 2},{sides.get(i, 'train')}" for label in "ab" for i in range(20)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,group,side", *rows]))
+    table = ready(tmp_path / "t.csv")
+    number = table.path.str.extract(r"(\d+)\.jpg")[0].astype(int)
+    assert set(table.side[number < 2]) == {"test"}
+    assert table.side.value_counts().to_dict() == {"train": 28, "val": 8, "test": 4}
+
+
 def test_near_duplicates_stay_together_and_are_told(tmp_path):
     make_photos(tmp_path, {"a": 15, "b": 15})
     for i in range(10):

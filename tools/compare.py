@@ -40,7 +40,13 @@ def best_values(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"), score: str = "accuracy") -> None:
-    """file: the record. out: the page. score: what the plot shows against minutes: accuracy, macro_f1, loss, test_accuracy, ..."""
+    """Print the record as a table, and draw it as a page.
+
+    Args:
+        file: the record.
+        out: the page.
+        score: what the plot shows against minutes: accuracy, macro_f1, loss, test_accuracy, ...
+    """
     runs, same = read_runs(file)
     if score not in runs:
         raise record.RunError(f"--score {score}: the record has no such column. Take one of {', '.join(runs.columns[1:])}.")

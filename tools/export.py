@@ -26,7 +26,12 @@ LARGEST_DIFFERENCE = 1e-4  # of a probability, against the checkpoint's
 
 
 def export(run: Positional[Path], out: Path | None = None) -> Path:
-    """run: a run's folder (its best.pt is taken) or a checkpoint. out: none = beside the checkpoint, as .onnx."""
+    """Write the ONNX file, after it has answered as the checkpoint does; returns its path. Raises CheckpointError.
+
+    Args:
+        run: a run's folder (its best.pt is taken) or a checkpoint.
+        out: none = beside the checkpoint, as .onnx.
+    """
     try:
         import onnx  # noqa: F401  what torch's exporter misses only when it is halfway
         import onnxscript  # noqa: F401

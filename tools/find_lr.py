@@ -103,7 +103,11 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
 
 def main(config: Config, picture: Path = Path("rate.png")) -> None:
-    """picture: where the curve goes."""
+    """Draw the loss over the rate, and say which rate to take.
+
+    Args:
+        picture: where the curve goes.
+    """
     rates, losses = find_lr(config)
     smooth, best = suggest(rates, losses)
     plots.rate_search(picture, rates, losses, smooth, best)

@@ -16,7 +16,13 @@ from views import crop_view
 
 
 def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmentations.png"), size: int = 224) -> None:
-    """Each photo as it is, then after each augmentation alone, then three draws of the whole pipeline."""
+    """Each photo as it is, then after each augmentation alone, then three draws of the whole pipeline.
+
+    Args:
+        photos: to draw, a row each.
+        out: the picture.
+        size: pixels of a square.
+    """
     images, captions = [], []
     for path in photos:
         photo = read_named(path)
@@ -37,7 +43,14 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
 
 def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...]], out: Path = Path("predictions.png"),
                 columns: int = 6) -> None:
-    """Photos with the answer and its probability; the folder's name beside it where the two differ."""
+    """Photos with the answer and its probability; the folder's name beside it where the two differ.
+
+    Args:
+        checkpoint: whose answers.
+        photos: to ask.
+        out: the picture.
+        columns: photos in a row.
+    """
     predictor = Predictor(checkpoint)
     images, captions = [], []
     for path in photos:
@@ -50,6 +63,6 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
 
 if __name__ == "__main__":
     try:
-        tyro.extras.subcommand_cli_from_dict({"augmentations": augmentations, "predictions": predictions})
+        tyro.extras.subcommand_cli_from_dict({"augmentations": augmentations, "predictions": predictions}, description=__doc__)
     except ValueError as error:
         sys.exit(sentence(error))

@@ -57,7 +57,7 @@ Names what is on a photo: one of {classes}. A {model} at {size} x {size} pixels,
 ## How good it is
 
 On {judged} photos that it did not learn from, eight views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
-macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}. The best epoch was picked on the same photos, which flatters
+macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}. What was kept was picked on the same photos, which flatters
 a little; photos of other people and other places are harder.
 
 | class | photos learnt from | photos judged | of these recognised |
@@ -86,8 +86,14 @@ Or with the program that made it: `python predict.py photo.jpg --checkpoint best
 
 
 def publish(run: Positional[Path], push: str = "", license: str = "other", private: bool = False) -> Path:
-    """run: a run's folder. push: USER/NAME on the Hugging Face hub (log in first: `hf auth login`); none = only the folder.
-    license: of the model, as the hub names it; photos and pretrained weights have terms of their own. private: seen by you alone."""
+    """Fill RUN/model/, and upload it where asked; returns that folder. Raises CheckpointError.
+
+    Args:
+        run: a run's folder.
+        push: USER/NAME on the Hugging Face hub (log in first: `hf auth login`); none = only the folder.
+        license: of the model, as the hub names it; photos and pretrained weights have terms of their own.
+        private: seen by you alone.
+    """
     record.check_folder(run)
     model, saved = load_model(run / "best.pt")
     if not (run / "val.csv").is_file():

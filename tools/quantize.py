@@ -26,7 +26,11 @@ LAYERS = ["Conv", "Clip", "Relu"]  # convolutions with the ReLU behind them: wha
 
 
 def quantize(run: Positional[Path]) -> Path:
-    """run: a run's folder."""
+    """Write RUN/best.int8.onnx, and say what it costs; returns its path. Raises CheckpointError.
+
+    Args:
+        run: a run's folder.
+    """
     try:
         import onnx
         from onnxruntime.quantization import quantize_static, shape_inference

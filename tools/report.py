@@ -1,6 +1,6 @@
 """A run to look at: `python -m tools.report RUN` writes RUN/report.html, one file with all pictures, which also lie in RUN/report/.
 
-Its scores are those of val.csv: the best epoch's answers to the validation photos, as predict.py would give them.
+Its scores are those of val.csv: the kept model's answers to the validation photos, as predict.py would give them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ import plots
 import record
 from config import Config
 from explain import Explainer, ExplainError, reasons_sheet
-from photos import read_named, sentence, spell_out
+from photos import SIDES, read_named, sentence, spell_out
 from pictures import contact_sheet
 from predict import CAUTION
-from split import SIDES
 from tools.page import figures, image, section, table, write_page
 from views import crop_view
 
@@ -118,7 +117,11 @@ def squares(paths: list[str], rows: np.ndarray) -> list[np.ndarray]:
 
 
 def main(run: Positional[Path]) -> None:
-    """run: a folder under runs/ that main.py made."""
+    """Write the report, and say where it is.
+
+    Args:
+        run: a folder under runs/ that main.py made.
+    """
     print(write_report(run))
 
 

@@ -30,9 +30,15 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
          workers: int = -1) -> None:
     """The mean of the checkpoints' weights (Wortsman et al. 2022, arXiv 2203.05482), judged on their validation photos.
 
-    checkpoints: best.pt of runs, or run folders, that began at the same pretrained weights, with the same classes. Where their splits
-    differ, as folds' do, no photo is left to judge the mean by, and its temperature and limit are the means of theirs. greedy: best first,
-    each is added only if the accuracy does not fall. Raises CheckpointError.
+    Where their splits differ, as folds' do, no photo is left to judge the mean by, and its temperature and limit are the means of theirs.
+    Raises CheckpointError.
+
+    Args:
+        checkpoints: best.pt of runs, or run folders, that began at the same pretrained weights, with the same classes.
+        out: the mean, a checkpoint.
+        greedy: best first, each is added only if the accuracy does not fall.
+        batch: photos at a time.
+        workers: processes that read photos; 0 = none but the main one; -1 = one a core.
     """
     checkpoints = tuple(model for place in checkpoints for model in models_of(place))
     if not checkpoints:

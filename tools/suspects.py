@@ -38,7 +38,13 @@ def suspects(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: int = 48) -> None:
-    """predictions: oof.csv, image,label,fold and a column for each class. out: the list; its picture, of the first `most`, beside it."""
+    """Write the list and its picture.
+
+    Args:
+        predictions: oof.csv, image,label,fold and a column for each class.
+        out: the list; its picture lies beside it.
+        most: photos in the picture, the most suspicious first.
+    """
     if not predictions.is_file():
         raise DataError(f"{predictions}: no such table. Give the oof.csv of a run over all folds.")
     table = read_table(predictions)

@@ -31,8 +31,17 @@ BY_HAND = "## By hand"  # what a person wrote below it stays
 
 def main(fuzz: int = 20_000, kills: int = 200, disks: int = 12, workers: int = 10, rows: int = 1_000_000, seed: int = 0,
          out: Path = ROOT / "docs" / "RELIABILITY.md") -> None:
-    """fuzz: byte strings around valid photos. kills: SIGKILLs of a small training, each followed by --resume. disks: full ones,
-    of 1, 2, ... MB. workers: SIGKILLs of one process among several, each followed by --resume with another number. rows: of a table."""
+    """Do all of it, and write the record.
+
+    Args:
+        fuzz: byte strings around valid photos.
+        kills: SIGKILLs of a small training, each followed by --resume.
+        disks: full ones, of 1, 2, ... MB.
+        workers: SIGKILLs of one process among several, each followed by --resume with another number.
+        rows: of a table.
+        seed: of all that is drawn.
+        out: the record; what a person wrote below its "By hand" stays.
+    """
     command = f"python -m tools.torture --fuzz {fuzz} --kills {kills} --disks {disks} --workers {workers} --rows {rows} --seed {seed}"
     lines = ["# What was done to it, how often, and what was lost", "", f"Written by `{command}` on {time.strftime('%Y-%m-%d')}.", ""]
     if rows:

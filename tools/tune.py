@@ -99,7 +99,13 @@ def tune(flags: tuple[str, ...], trials: int, out: Path):
 
 
 def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = Path("runs/tune")) -> None:
-    """flags: main.py's own, after `--`. trials: how many more to make. out: folder of the study and its runs."""
+    """Make more trials, and say which settings were the best.
+
+    Args:
+        flags: main.py's own, after `--`.
+        trials: how many more to make.
+        out: folder of the study and its runs.
+    """
     try:
         import optuna  # noqa: F401
     except ImportError:
