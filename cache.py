@@ -31,7 +31,11 @@ class PhotoCache:
         folder.mkdir(exist_ok=True)
         atexit.register(shutil.rmtree, folder, ignore_errors=True)  # workers leave by another door
         self.folder, self.limit = folder, min(limit, shutil.disk_usage(folder).free // 2)
-        self.used = multiprocessing.Value("q", sum(file.stat().st_size for file in folder.iterdir()))
+        used = 0
+        for file in folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
+                used += file.stat().st_size
+        self.used = multiprocessing.Value("q", used)
 
     def read(self, path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         """The photo, read-only if it was kept. Raises PhotoError."""
@@ -44,7 +48,10 @@ class PhotoCache:
         try:
             return np.load(file, mmap_mode="r").view(np.ndarray)
         except FileNotFoundError:
-            photo = read_photo(path, min_side)
+            pass
+        except (EOFError, ValueError):  # empty, or cut off, since the power failed
+            file.unlink(missing_ok=True)
+        photo = read_photo(path, min_side)
         with contextlib.suppress(OSError):  # a disk that fills up all the same ends the keeping, not the training
             self._keep(file, photo)
         return photo
@@ -54,6 +61,7 @@ class PhotoCache:
             if file.exists() or self.used.value + photo.nbytes > self.limit:
                 return
             self.used.value += photo.nbytes
+        self.folder.mkdir(exist_ok=True)  # another run that ended may have taken it along
         handle, part = tempfile.mkstemp(dir=self.folder)
         try:
             with open(handle, "wb") as out:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+import re
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
@@ -28,15 +31,21 @@ def choose_precision() -> tuple[str, str]:
     """Accelerate's name of the precision, and the reason in words. Raises DeviceError."""
     if not torch.cuda.is_available():
         return "no", "fp32 (no CUDA GPU)"
-    major, minor = torch.cuda.get_device_capability()
-    built_for = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
-    if not any(int(own[:-1]) == major and int(own[-1]) <= minor for own in built_for):
+    if torch.version.cuda and not any(map(runs_here, torch.cuda.get_arch_list())):  # not of AMD's, whose names say something else
+        major, minor = torch.cuda.get_device_capability()
         raise DeviceError(f"{torch.cuda.get_device_name()}: this PyTorch is not built for it ({major}.{minor}; it has "
-                          f"{', '.join(built_for)}). Install one for an older CUDA, as pytorch.org says, or train on the CPU: "
-                          "CUDA_VISIBLE_DEVICES= in front of the command.")
+                          f"{', '.join(torch.cuda.get_arch_list())}). Install one for an older CUDA, as pytorch.org says, or train on the "
+                          "CPU: CUDA_VISIBLE_DEVICES= in front of the command.")
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16", "bf16 mixed precision (the card has it)"
     return "fp16", "fp16 mixed precision with loss scaling (the card has no bf16)"
+
+
+def runs_here(built_for: str) -> bool:
+    """Whether code built for sm_75, say, or compute_75, which the driver compiles anew for any later card, runs on the card there is."""
+    kind, major, minor = re.match(r"(\w+)_(\d+)(\d)", built_for).groups()
+    card, oldest = torch.cuda.get_device_capability(), (int(major), int(minor))
+    return card >= oldest and (card[0] == oldest[0] or kind == "compute")
 
 
 def make_accelerator(**more) -> tuple[Accelerator, str]:
@@ -57,6 +66,18 @@ def to_device(images: torch.Tensor, accelerator: Accelerator) -> torch.Tensor:
 
 def memory_ran_out(error: RuntimeError) -> bool:
     return should_reduce_batch_size(error) or any(sign in str(error) for sign in SHORT_OF_MEMORY)
+
+
+@contextlib.contextmanager
+def enough_memory(device: torch.device) -> Iterator[None]:
+    """Within: memory that runs out on the device is a DeviceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not memory_ran_out(error):
+            raise
+        elsewhere = "" if device.type == "cpu" else ", or answer on the CPU: CUDA_VISIBLE_DEVICES= in front of the command"
+        raise DeviceError(f"memory ran out on {device}, even for one view of a photo. Close what else uses it{elsewhere}.") from error
 
 
 def be_deterministic() -> None:

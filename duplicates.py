@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import imagehash
+import joblib
 import numpy as np
 from PIL import Image
 
@@ -30,7 +30,7 @@ def look_over(paths: Sequence[str], progress: Callable[[Iterator], Iterator] = i
         except PhotoError as error:
             return str(error)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         found = list(progress(itertools.chain.from_iterable(pool.map(one, paths[start:start + AHEAD])
                                                             for start in range(0, len(paths), AHEAD))))
     errors = {i: why for i, why in enumerate(found) if isinstance(why, str)}
@@ -49,7 +49,7 @@ def near_duplicates(hashes: np.ndarray, bits: int = DUPLICATE_BITS) -> np.ndarra
     bands = [(1 << high) - (1 << low) for low, high in itertools.pairwise(edges)]
     halves = bands[:len(bands) // 2], bands[len(bands) // 2:]
     masks = [np.uint64(sum(three)) for half in halves for three in itertools.combinations(half, 3)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         near = pool.map(lambda mask: first[_near(unique, mask, bits)], masks)
         return np.concatenate([np.stack([first[inverse[same]], same], axis=1), *near])
 

@@ -200,11 +200,13 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
         errors.update(failed)
         if len(index):
             answers = ask(answers_to, to_device(images.flatten(0, -4), accelerator), accelerator)  # (B, V, 3, S, S) or (B, 3, S, S)
-            found.append((index.numpy(), answers.view(len(index), -1, num_classes + 1).mean(1).cpu().numpy()))
+            answers = answers.view(len(index), -1, num_classes + 1).mean(1).cpu()
+            errors.update(dict.fromkeys(index[~answers.isfinite().all(1)].tolist(), "the network's answer is not a finite number"))
+            found.append((index.numpy(), answers.numpy()))
         tick(len(index) + len(failed))
     table = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32)
     for index, answers in gather_object(found):
-        table[index] = answers
+        table[index] = np.where(np.isfinite(answers).all(1, keepdims=True), answers, np.nan)
     for other in gather_object([errors]):
         errors.update(other)
     return table[:, :-1], table[:, -1], errors

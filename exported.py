@@ -14,7 +14,7 @@ import numpy as np
 import trust
 from checkpoint import CheckpointError, implausible
 from photos import PhotoError, read_photo
-from views import VIEWS, FixedViews
+from views import FixedViews
 
 try:
     import onnxruntime
@@ -33,7 +33,7 @@ class Exported:
     """
 
     def __init__(self, path: Path, tta: int, workers: int):
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # those it may use
         self.workers = workers if workers >= 0 else cores
         self.path, self.session = path, _open(path, threads=cores if self.workers <= 1 else 1)
         properties = _properties(path, self.session)
@@ -41,7 +41,6 @@ class Exported:
         self.temperature, size, crop = properties["temperature"], properties["image_size"], properties["crop"]
         self.limit, self.notes = properties["known_limit"], properties["notes"]
         self.views = FixedViews(size, crop, tta)
-        self.detail = round(size / crop * max(view.zoom for view in VIEWS[:tta]))
 
     def answers(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
@@ -58,7 +57,7 @@ class Exported:
 
     def _one(self, path: str) -> np.ndarray | str:
         try:
-            views = self.views(read_photo(path, self.detail), seed=0)
+            views = self.views(read_photo(path, self.views.min_side), seed=0)
         except PhotoError as error:
             return str(error)
         return np.column_stack(self.answer(np.ascontiguousarray(views.transpose(0, 3, 1, 2)))).mean(0)

@@ -79,13 +79,16 @@ def train(config: Config) -> Path:
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
     read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
-    def loader_of(side: str, views: RandomViews | FixedViews, min_side: float, seed: int | None = None, epochs=1, stay=False):
-        photos = Photos(table.path[table.side == side], views, config.seed, round(min_side), read)
+    train_views = RandomViews(size, 1, config.augment)
+
+    def loader_of(side: str, views: RandomViews | FixedViews, seed: int | None = None, epochs=1, stay=False):
+        min_side = (train_views if side == "train" else views).min_side  # training photos in one size for all, for the cache's sake
+        photos = Photos(table.path[table.side == side], views, config.seed, min_side, read)
         batches = Batches(len(photos), max(1, config.batch // views.count), seed, epochs, **world)
         return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)
 
-    train_loader = loader_of("train", RandomViews(size, 1, config.augment), size * RandomViews.DETAIL, config.seed, config.epochs)
-    val_loader = loader_of("val", FixedViews(size, crop), size / crop, stay=True)
+    train_loader = loader_of("train", train_views, config.seed, config.epochs)
+    val_loader = loader_of("val", FixedViews(size, crop), stay=True)
     epoch_steps = train_loader.batch_sampler.batches
 
     # The model, and SAM around SGD; warm-up, then cosine.
@@ -131,6 +134,8 @@ def train(config: Config) -> Path:
         if not read.any():
             raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {config.data}, or the model's numbers are no "
                                        "longer finite. Put the photos back, or start anew with a lower --lr.")
+        if not read.all():
+            say(f"{(~read).sum()} of {len(read)} {side} photos got no answer, and do not count: gone, or an answer that is not finite")
         return metrics.scores(probs[read], labels[side][read].numpy())
 
     def judge(epoch: int) -> None:
@@ -167,7 +172,7 @@ def train(config: Config) -> Path:
         if config.head_first:
             with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
                 views = FixedViews(size, crop, fitting.head_views(len(labels["train"])))
-                loader = loader_of("train", views, size * RandomViews.DETAIL, config.seed)  # the epochs' detail, for the cache's sake
+                loader = loader_of("train", views, config.seed)
                 fitting.fit_head(learner, loader, labels["train"], loss_of.prior, accelerator, bar.update)
             if ema:
                 ema.set(learner)
@@ -200,7 +205,7 @@ def train(config: Config) -> Path:
     # The end: what is kept, asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     accelerator.wait_for_everyone()  # best.pt is read by all
     winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}"
-    answer_views = FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL
+    answer_views = FixedViews(size, crop, ANSWER_VIEWS)
     if config.wise and config.head_first:
         start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
         places = fitting.on_the_way(judged, start, end, val_loader, accelerator)
@@ -212,7 +217,7 @@ def train(config: Config) -> Path:
 
         def asked(weights: dict) -> float:
             judged.load_state_dict(weights)
-            return scores_of(engine.predict_probs(judged, loader_of("val", *answer_views), len(classes), accelerator)[0], "val")["loss"]
+            return scores_of(engine.predict_probs(judged, loader_of("val", answer_views), len(classes), accelerator)[0], "val")["loss"]
 
         # Of many epochs at one view, one looks good by luck: where it beats all places, all views decide.
         if losses[share] <= best(history)["val_loss"] or asked(place) <= asked(winner["weights"]):
@@ -221,20 +226,23 @@ def train(config: Config) -> Path:
             chosen = {0: "the head alone", 1: end_name}.get(share, f"{share:.0%} of the way from the head alone to {end_name}")
     judged.load_state_dict(winner["weights"])
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
-        one_view = loader_of("train", FixedViews(size, crop), size * RandomViews.DETAIL)
-        answers, trusted = fitting.learn_trust(judged, one_view, labels["train"], loader_of("val", *answer_views), labels["val"],
+        one_view = loader_of("train", FixedViews(size, crop))
+        answers, trusted = fitting.learn_trust(judged, one_view, labels["train"], loader_of("val", answer_views), labels["val"],
                                               accelerator, bar.update)
     scores = {f"val_{name}": score for name, score in scores_of(answers, "val").items()}
     scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
     if len(labels["test"]):
-        tested, _ = engine.predict_probs(judged, loader_of("test", *answer_views), len(classes), accelerator, trusted["temperature"])
+        tested, _ = engine.predict_probs(judged, loader_of("test", answer_views), len(classes), accelerator, trusted["temperature"])
         scores |= {f"test_{name}": score for name, score in scores_of(tested, "test").items()}
         say(f"on the test photos: accuracy {scores['test_accuracy']:.4f}, macro-F1 {scores['test_macro_f1']:.4f}")
     if accelerator.is_main_process:
         checkpoint.save(run / "best.pt", winner | {"weights": judged.state_dict(), "temperature": trusted["temperature"],
                                                    "known_limit": trusted["known_limit"], "kept": chosen})
         record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
-        record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
+        try:
+            record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
+        except checkpoint.WriteError as error:
+            tell(sentence(error))  # the run is whole without its row
     say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
         f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
     tell(

@@ -135,7 +135,7 @@ def input_size(name: str, asked: int = 0, shrinks: bool = False) -> tuple[int, f
     if cfg.fixed_input_size and (shrinks or asked not in (0, native)):
         raise ModelError(f"--model {name}: takes photos of {native} x {native} pixels and no others. "
                          "Use --image-size 0 and --progressive 1, or another backbone.")
-    return asked or native, cfg.crop_pct
+    return asked or native, min(cfg.crop_pct, 1.0)  # some (volo) want more than the photo, which a window inside it cannot show
 
 
 def _timm_record(name: str):

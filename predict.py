@@ -20,7 +20,7 @@ import tyro
 from tqdm import tqdm
 
 import trust
-from checkpoint import CheckpointError, atomic_file, check_exists, models_of
+from checkpoint import CheckpointError, WriteError, atomic_file, check_exists, models_of
 from photos import DataError, is_photo, read_csv, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
@@ -106,6 +106,9 @@ def open_model(path: Path, tta: int, tta_random: bool, batch: int, workers: int)
 
 def main(options: Options) -> int:
     """Returns the exit code: 0, or 1 if a photo could not be read."""
+    for file in filter(None, (options.csv, options.explain)):
+        if not file.parent.is_dir():  # said before all photos are asked
+            raise WriteError(f"{file}: there is no folder {file.parent}. Make it first, or name another file.")
     paths, labels = find_photos(options.photos)
     models = options.checkpoint or (newest_checkpoint(),)
     if not options.checkpoint and not options.quiet:

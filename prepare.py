@@ -41,7 +41,7 @@ def resumed(config: Config, saved: dict) -> Config:
         more = done < own.epochs
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error
-    if not more and record.has_experiment(config.resume):
+    if not more and (config.resume / "val.csv").exists() and record.has_experiment(config.resume):  # a row may be an older run's
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
                           f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers
@@ -127,8 +127,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     images, _, _ = next(iter(val_loader))
     tell("validation photos read", images)
     model.eval()
-    with torch.inference_mode(), accelerator.autocast():
-        logits = model(to_device(images.flatten(0, -4), accelerator))
+    logits = engine.ask(model, to_device(images.flatten(0, -4), accelerator), accelerator)
     tell("answered", logits)
     held = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else psutil.Process().memory_info().rss
     return "\n".join([*lines, f"memory of the {accelerator.device.type}: {held / 2**30:.2f} GiB"])

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from checkpoint import atomic_file
+from checkpoint import WriteError, atomic_file
 from photos import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
@@ -57,7 +57,7 @@ def lock(folder: Path, new: bool) -> FileLock:
         raise RunError(f"{folder}: another process is training into it. Wait for its end, or give another --out.") from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be written to ({error.strerror}). Give another --out.") from error
-    if new and (folder / "last.pt").exists():
+    if new and any((folder / name).exists() for name in ("last.pt", "val.csv")):  # of a finished one the first may be deleted
         raise RunError(f"{folder}: holds a run already. Go on with it by --resume {folder}, or give another --out.")
     return held
 
@@ -120,10 +120,14 @@ def has_experiment(run: Path) -> bool:
 
 
 def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:
-    """One row: when, where, the settings that differ from the defaults, the kept model's scores, minutes of training."""
+    """One row: when, where, the settings that differ from the defaults, the kept model's scores, minutes of training. Raises WriteError."""
     settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in NO_RESULT)
     row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
-    EXPERIMENTS.parent.mkdir(exist_ok=True)
-    with FileLock(EXPERIMENTS.with_name(".experiments.lock")):             # two runs may end together
-        before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []
-        write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores
+    try:
+        EXPERIMENTS.parent.mkdir(exist_ok=True)
+        with FileLock(EXPERIMENTS.with_name(".experiments.lock")):             # two runs may end together
+            before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []
+            write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores
+    except OSError as error:
+        raise WriteError(f"{EXPERIMENTS}: cannot be written to ({error.strerror}). Make its folder writable; then "
+                         f"`python main.py --resume {run}` adds the row that is missing.") from error

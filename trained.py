@@ -12,10 +12,10 @@ import checkpoint
 import engine
 from checkpoint import CheckpointError, shapes
 from dataset import Batches, Photos, make_loader
-from device import DeviceError, keep_memory, make_accelerator, memory_ran_out
+from device import enough_memory, keep_memory, make_accelerator
 from model import Classifier, build_model
 from transforms import RandomViews
-from views import VIEWS, FixedViews
+from views import FixedViews
 
 
 class Trained:
@@ -31,25 +31,20 @@ class Trained:
         self.classes: list[str] = saved["classes"]
         size, crop = saved["image_size"], saved["crop"]
         self.views = RandomViews(size, tta) if tta_random else FixedViews(size, crop, tta)
-        self.detail = round(size * RandomViews.DETAIL if tta_random else size / crop * max(view.zoom for view in VIEWS[:tta]))
         self.accelerator, _ = make_accelerator()
         self.temperature, self.batch, self.workers = saved["temperature"], batch, workers
         self.limit, self.notes = saved["known_limit"], saved["notes"]
-        self.model = model.to(self.accelerator.device)
+        with enough_memory(self.accelerator.device):
+            self.model = model.to(self.accelerator.device)
 
     def answers(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
-        photos = Photos(paths, self.views, seed=0, min_side=self.detail)
+        photos = Photos(paths, self.views, seed=0, min_side=self.views.min_side)
         workers = self.workers if len(paths) > self.batch else 0  # to start them takes longer than to read one batch
         on_gpu = self.accelerator.device.type == "cuda"
         loader = make_loader(photos, Batches(len(photos), max(1, self.batch // self.views.count)), workers, on_gpu)
-        try:
+        with enough_memory(self.accelerator.device):
             return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
-        except RuntimeError as error:
-            if memory_ran_out(error):
-                raise DeviceError(f"memory ran out on {self.accelerator.device}, even for one view of a photo. Close what else uses it, or "
-                                  "answer on the CPU: CUDA_VISIBLE_DEVICES= in front of the command.") from error
-            raise
 
 
 def load_model(path: Path) -> tuple[Classifier, dict]:

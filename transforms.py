@@ -109,12 +109,13 @@ def training_transform(size: int, augment: float = 0.5) -> A.Compose:
 
 
 class RandomViews:
-    """(photo uint8 (H, W, 3), seed) → `views` draws of the training pipeline, uint8 (views, size, size, 3)."""
+    """(photo uint8 (H, W, 3), seed) → `views` draws of the training pipeline, uint8 (views, size, size, 3).
 
-    DETAIL = TRAIN_SCALE[1]  # the photo's short side, in crops, below which the nearest zoom would be blurred
+    min_side: pixels of a photo's short side below which its nearest zoom would be blurred.
+    """
 
     def __init__(self, size: int, views: int, augment: float = 0.5):
-        self.pipeline, self.count = training_transform(size, augment), views
+        self.pipeline, self.count, self.min_side = training_transform(size, augment), views, round(size * TRAIN_SCALE[1])
 
     def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
         # One pair of generators for all: set_random_seed would start each transform at the same number, so that the photos that

@@ -31,12 +31,16 @@ HEAD_VIEWS = 12   # of each photo that the head is fitted on
 
 
 class FixedViews:
-    """(photo uint8 (H, W, 3), any seed) → the first `views` of VIEWS, uint8 (views, size, size, 3). 1 = the evaluation crop."""
+    """(photo uint8 (H, W, 3), any seed) → the first `views` of VIEWS, uint8 (views, size, size, 3). 1 = the evaluation crop.
+
+    min_side: pixels of a photo's short side below which its nearest view would be blurred.
+    """
 
     def __init__(self, size: int, crop: float, views: int = 1):
         if not 1 <= views <= len(VIEWS):
             raise ValueError(f"{views} views: there are 1 to {len(VIEWS)}")
         self.size, self.crop, self.count = size, crop, views
+        self.min_side = round(size / crop * max(view.zoom for view in VIEWS[:views]))
 
     def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:
         cut = functools.cache(lambda view: crop_view(photo, self.size, self.crop, view))  # a mirrored view is another's crop

@@ -23,7 +23,7 @@ def openvino_way(file: Path, paths: list[str], exported):
         from trust import softmax
         if not hasattr(own, "request"):
             own.request = network.create_infer_request()
-        views = exported.views(read_photo(path, exported.detail), 0).transpose(0, 3, 1, 2)
+        views = exported.views(read_photo(path, exported.views.min_side), 0).transpose(0, 3, 1, 2)
         return softmax(own.request.infer({0: np.ascontiguousarray(views)})[0] / exported.temperature).mean(0)
 
     def answers() -> np.ndarray:

@@ -62,12 +62,12 @@ def compare(name: str, size: int, paths: list[str], repeat: int):
     from dataset import Photos
     from photos import read_photo
     from transforms import RandomViews
-    detail = round(size * RandomViews.DETAIL)
-    photos, entry, vision = Photos(paths, RandomViews(size, 1), 0, detail), entry_order(size), torchvision_way(size)
+    views = RandomViews(size, 1)
+    photos, entry, vision = Photos(paths, views, 0, views.min_side), entry_order(size), torchvision_way(size)
     times = in_turn({"ours": lambda: [photos[0, i] for i in range(len(paths))],
                      "albumentations in the entry's order": lambda: [np.ascontiguousarray(entry(path)) for path in paths],
                      "torchvision v2": lambda: [vision(path) for path in paths],
-                     "bare decoding": lambda: [read_photo(path, detail) for path in paths]}, repeat)
+                     "bare decoding": lambda: [read_photo(path, views.min_side) for path in paths]}, repeat)
     for other, goal in {"albumentations in the entry's order": ">= 4", "torchvision v2": ">= 1.0", "bare decoding": ">= 0.6"}.items():
         speeds = f"{a_second(len(paths), times['ours'])} a core against {a_second(len(paths), times[other])}"
         yield row(f"loader, {name}: {other} / ours", times[other], times["ours"], goal, speeds)

@@ -15,7 +15,7 @@ def ttach_way(trained, paths: list[str]):
     from dataset import Batches, Photos, make_loader
     from device import to_device
     network = ttach.ClassificationTTAWrapper(torch.nn.Sequential(trained.model, torch.nn.Softmax(1)), ttach.aliases.d4_transform())
-    photos = Photos(paths, trained.views, 0, trained.detail)
+    photos = Photos(paths, trained.views, 0, trained.views.min_side)
 
     @torch.inference_mode()
     def probs() -> torch.Tensor:

@@ -1,4 +1,6 @@
 import os
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -77,3 +79,23 @@ def test_a_full_disk_ends_the_keeping_and_nothing_else(paths, tmp_path, monkeypa
     kept = PhotoCache(tmp_path / "decoded", 10**9)
     np.testing.assert_array_equal(kept.read(paths[0], 72), read_photo(paths[0], 72))
     assert not os.listdir(tmp_path / "decoded")
+
+
+def test_a_file_that_a_power_failure_left_empty_is_made_anew(paths, tmp_path):
+    kept = PhotoCache(tmp_path / "decoded", 10**9)
+    wanted = kept.read(paths[0], 72)
+    (file,) = (tmp_path / "decoded").iterdir()
+    for left in (b"", file.read_bytes()[:1000]):
+        file.write_bytes(left)
+        np.testing.assert_array_equal(kept.read(paths[0], 72), wanted)
+        assert np.load(file).nbytes == wanted.nbytes
+
+
+def test_two_runs_below_one_folder_do_not_trip_over_each_other(paths, tmp_path, monkeypatch):
+    kept = PhotoCache(tmp_path / "decoded", 10**9)
+    shutil.rmtree(tmp_path / "decoded")  # the other ended
+    kept.read(paths[0], 72)
+    assert len(os.listdir(tmp_path / "decoded")) == 1
+    there = list((tmp_path / "decoded").iterdir())
+    monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*there, folder / "renamed meanwhile"]))
+    assert PhotoCache(tmp_path / "decoded", 10**9).used.value == there[0].stat().st_size

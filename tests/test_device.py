@@ -21,11 +21,33 @@ def test_a_card_for_which_pytorch_is_not_built_is_named_before_anything_else(mon
                         "get_arch_list": ["sm_75", "sm_80", "sm_90", "sm_120", "compute_120"]}.items():
         monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: card >= (8, 0))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
     if precision:
         assert choose_precision()[0] == precision
     else:
         with pytest.raises(DeviceError, match="Old Card: this PyTorch is not built for it"):
             choose_precision()
+
+
+@pytest.mark.parametrize(("card", "cuda", "built_for"), [
+    ((13, 0), "13.0", ["sm_75", "compute_120"]),  # the driver compiles for a card of tomorrow
+    ((9, 0), "12.8", ["sm_90a"]), ((9, 0), None, ["gfx90a", "gfx942"])])  # the last is AMD's
+def test_a_card_that_pytorch_runs_on_is_taken(monkeypatch, card, cuda, built_for):
+    for name, value in {"is_available": True, "get_device_capability": card, "get_arch_list": built_for}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda value=value: value)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert choose_precision()[0] == "bf16"
+
+
+@pytest.mark.parametrize(("name", "elsewhere"), [("cpu", False), ("cuda", True)])
+def test_memory_that_runs_out_is_a_sentence_and_the_cpu_a_way_out_of_a_gpu(name, elsewhere):
+    with pytest.raises(DeviceError, match=f"memory ran out on {name}, even for one view") as caught, \
+            device.enough_memory(torch.device(name)):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+    assert ("CUDA_VISIBLE_DEVICES=" in str(caught.value)) is elsewhere
+    with pytest.raises(RuntimeError, match="shapes"), device.enough_memory(torch.device(name)):
+        raise RuntimeError("shapes do not match")
 
 
 def test_photos_reach_the_device_in_the_model_s_layout_of_memory(accelerator: Accelerator):

@@ -93,6 +93,21 @@ def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, dra
     assert "not a photo" in errors[2]
 
 
+def test_an_answer_that_is_not_finite_is_none(accelerator, drawn):
+    model = build_model(SMALL, 9, "none")
+    judge = model.judge
+
+    def overflows(views):
+        logits, known = judge(views)
+        logits[1, 4] = float("nan")
+        return logits, known
+
+    model.judge = overflows
+    probs, errors = engine.predict_probs(model, loader_of(sorted(map(str, drawn.rglob("*.jpg")))[:3], 1), 9, accelerator)
+    assert np.isnan(probs).all(1).tolist() == [False, True, False]
+    assert errors == {1: "the network's answer is not a finite number"}
+
+
 def test_where_memory_runs_out_photos_are_asked_in_halves(accelerator, batch):
     asked = []
 

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,9 +28,11 @@ import checkpoint
 import engine
 import fitting
 import main
+import model
 import record
 from config import Config, ConfigError
 from dataset import DataError
+from predict import Predictor
 from record import RunError
 from transforms import RandomViews
 from views import ANSWER_VIEWS
@@ -310,6 +313,40 @@ def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos
         main.train(Config(resume=run))
 
 
+def test_a_run_whose_folder_is_an_older_one_s_may_go_on_at_its_end(small_config):
+    config = dataclasses.replace(small_config, epochs=1)
+    run = main.train(config)
+    (run / "val.csv").unlink()  # as if killed after the last epoch, where the record has a run of that name, deleted since
+    main.train(Config(resume=run))
+    assert (run / "val.csv").is_file()
+
+
+def test_a_finished_run_without_its_last_pt_is_not_overwritten(small_config):
+    run = main.train(dataclasses.replace(small_config, epochs=1))
+    (run / "last.pt").unlink()
+    before = (run / "best.pt").read_bytes()
+    with pytest.raises(RunError, match="holds a run already"):
+        main.train(dataclasses.replace(small_config, epochs=1))
+    assert (run / "best.pt").read_bytes() == before
+
+
+def test_a_record_that_cannot_be_written_is_told_and_the_run_is_whole(small_config, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(record, "EXPERIMENTS", tmp_path / "file" / "experiments.csv")
+    run = main.train(dataclasses.replace(small_config, epochs=1))
+    assert re.search(f"experiments.csv: cannot be written to .*main.py --resume {run}` adds the row", capsys.readouterr().out)
+    assert checkpoint.load(run / "best.pt")["known_limit"] > 0
+
+
+def test_the_answers_in_val_csv_are_those_of_predict(small_config, drawn, tmp_path):
+    data = shutil.copytree(drawn, tmp_path / "photos")
+    for path in data.rglob("*.jpg"):  # predict.py decodes them at half their size, training at full
+        cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (240, 180), interpolation=cv2.INTER_AREA))
+    run = main.train(dataclasses.replace(small_config, data=data, epochs=1))
+    table, probs, _ = record.read_answers(run / "val.csv")
+    np.testing.assert_allclose(Predictor(run / "best.pt").probs(table.image)[0], probs, atol=1e-5)
+
+
 def test_a_second_process_may_not_train_into_the_same_folder(small_config, monkeypatch):
     code = ("import sys, time, record; from pathlib import Path; held = record.lock(Path(sys.argv[1]), True); print(flush=True); "
             "time.sleep(600)")
@@ -394,6 +431,19 @@ def test_a_dry_run_takes_the_step_that_training_would_take(small_config, capsys,
     assert parts == [4, 8]
     assert "memory ran out: each batch goes through in 8 parts" in printed
     assert re.search(r"trained, loss \d", printed)  # SAM never comes
+
+
+def test_a_dry_run_answers_in_halves_where_memory_is_short(small_config, capsys, monkeypatch):
+    features = model.Classifier.features
+
+    def short(self, images):
+        if not self.training and len(images) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return features(self, images)
+
+    monkeypatch.setattr(model.Classifier, "features", short)
+    main.train(dataclasses.replace(small_config, dry_run=True))
+    assert re.search(r"answered +\(1\d, 9\)", capsys.readouterr().out)
 
 
 def test_quiet_prints_the_end_alone_and_a_tracker_gets_each_epoch(small_config, capfd):

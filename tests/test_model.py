@@ -101,6 +101,11 @@ def test_a_backbone_of_one_size_alone_says_so():
             input_size("vit_tiny_patch16_224", **other)
 
 
+def test_a_crop_beyond_the_photo_is_all_of_it():
+    assert timm.get_pretrained_cfg("volo_d5_512").crop_pct > 1
+    assert input_size("volo_d5_512") == (512, 1.0)
+
+
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11", "test_vit", "poolformer_s12"])
 def test_backbones_of_other_families_fit_their_head(name):
     """Some put a layer of their own between pooling and head; some name no order of their layers."""

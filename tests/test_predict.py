@@ -12,7 +12,7 @@ from conftest import ROOT, save_random_model
 
 import checkpoint
 import predict
-from checkpoint import CheckpointError
+from checkpoint import CheckpointError, WriteError
 from photos import sentence
 from predict import Options, Predictor
 
@@ -235,3 +235,15 @@ def test_memory_that_runs_out_is_a_sentence(run, drawn, monkeypatch):
     monkeypatch.setattr("trained.engine.predict", short)
     with pytest.raises(ValueError, match="memory ran out on cpu, even for one view of a photo. Close what else uses it"):
         Predictor(run / "best.pt").probs([next(drawn.glob("*/*.jpg"))])
+
+
+@pytest.mark.parametrize("flag", ["csv", "explain"])
+def test_a_folder_that_is_missing_is_told_before_any_photo_is_asked(run, photo, tmp_path, monkeypatch, flag):
+    monkeypatch.setattr(predict, "Predictor", None)
+    with pytest.raises(WriteError, match=f"there is no folder {tmp_path / 'none'}. Make it first"):
+        predict.main(Options((photo,), checkpoint=(run / "best.pt",), **{flag: tmp_path / "none" / "a.png"}))
+
+
+def test_a_table_to_ask_may_have_any_columns_beside_its_own(photo, tmp_path):
+    (tmp_path / "t.csv").write_text(f"image,side\n{photo},gills\n")
+    assert predict.find_photos([tmp_path / "t.csv"]) == ([str(photo)], [""])

@@ -57,7 +57,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     size, crop = input_size(config.model, config.image_size)
 
     def loader_of(views, epochs: int = 1):
-        read = Photos(photos.path, views, config.seed, round(size * RandomViews.DETAIL))
+        read = Photos(photos.path, views, config.seed, views.min_side)
         return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed, epochs), config.workers)
 
     torch.manual_seed(config.seed)

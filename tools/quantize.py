@@ -65,7 +65,7 @@ class Ranges:
     def _images(paths, model):
         for path in paths:
             try:
-                yield {"images": model.views(read_photo(path, model.detail), seed=0).transpose(0, 3, 1, 2)}
+                yield {"images": model.views(read_photo(path, model.views.min_side), seed=0).transpose(0, 3, 1, 2)}
             except PhotoError:
                 continue
 

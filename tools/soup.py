@@ -62,18 +62,18 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     size, crop = first["image_size"], first["crop"]
     model = network(checkpoints[0], first).to(accelerator.device)
 
-    def loader_of(side: str, views: RandomViews | FixedViews, min_side: float):
+    def loader_of(side: str, views: RandomViews | FixedViews):
         paths = table.path[table.side == side]
-        return make_loader(Photos(paths, views, 0, round(min_side)), Batches(len(paths), max(1, batch // views.count)), workers)
+        return make_loader(Photos(paths, views, 0, views.min_side), Batches(len(paths), max(1, batch // views.count)), workers)
 
-    val_loader = loader_of("val", FixedViews(size, crop), size / crop)
+    val_loader = loader_of("val", FixedViews(size, crop))
     by_batch = any(not other["config"]["keep_batchnorm"] or other["config"]["weights"] == "none" for other in saved)
 
     def mix(*weights: dict[str, torch.Tensor]) -> None:
         """The mean of these weights into the model."""
         model.load_state_dict(mean_weights(weights))
         if by_batch and len(weights) > 1:                                  # statistics of other weights than these
-            views = loader_of("train", RandomViews(size, 1), size * RandomViews.DETAIL)
+            views = loader_of("train", RandomViews(size, 1))
             update_bn((to_device(images.flatten(0, -4), accelerator) for images, index, _ in views if len(index)), model)
 
     def accuracy(*weights: dict[str, torch.Tensor]) -> float:
@@ -101,8 +101,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         if with_it >= score:
             chosen, score = [*chosen, i], with_it
     score = accuracy(*(saved[k]["weights"] for k in chosen))
-    eval_loader = loader_of("train", FixedViews(size, crop), size / crop)
-    answer_loader = loader_of("val", FixedViews(size, crop, ANSWER_VIEWS), size * RandomViews.DETAIL)
+    eval_loader = loader_of("train", FixedViews(size, crop))
+    answer_loader = loader_of("val", FixedViews(size, crop, ANSWER_VIEWS))
     _, learnt = fitting.learn_trust(model, eval_loader, labels["train"], answer_loader, labels["val"], accelerator)
     trusted = {name: learnt[name] for name in ("temperature", "known_limit")}
     checkpoint.save(out, {**first, "weights": model.state_dict(), **trusted})
