@@ -14,7 +14,7 @@ from photos import read_named
 from pictures import contact_sheet
 from plots import BLUE, GREY, picture
 from trained import load_model
-from views import crop_view
+from views import FixedViews, crop_view
 
 SHEET_MOST = 60  # photos of a contact sheet: beyond, nobody looks
 
@@ -38,7 +38,7 @@ class Explainer:
                 raise ExplainError(f"{path}: heat maps need {weights.name}, which is not beside it. Pass a best.pt by --checkpoint.")
         self.model, saved = load_model(weights)
         self.size, self.crop, self.name = saved["image_size"], saved["crop"], saved["model"]
-        self.detail = round(self.size / self.crop)  # pixels of a photo's short side, as many as an answer needs: more would be shrunk
+        self.min_side = FixedViews(self.size, self.crop).min_side
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         try:
             stage = self.model.backbone.get_submodule(self.model.backbone.feature_info[-1]["module"])
@@ -69,7 +69,7 @@ class Explainer:
 def draw_reasons(path: Path, checkpoint: Path, photos: Sequence[str], probs: np.ndarray, classes: Sequence[str]) -> None:
     """The picture of predict.py's --explain: one photo large, of several a contact sheet. probs: (N, K) of the photos."""
     explainer = Explainer(checkpoint)
-    pairs = [explainer(read_named(photo, explainer.detail), int(row.argmax()))
+    pairs = [explainer(read_named(photo, explainer.min_side), int(row.argmax()))
              for photo, row in zip(photos[:SHEET_MOST], probs, strict=False)]
     if len(pairs) == 1:
         reasons(path, *pairs[0], [(classes[k], probs[0, k]) for k in probs[0].argsort()[::-1][:3]])

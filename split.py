@@ -41,7 +41,7 @@ def _components(nodes: int, edges: np.ndarray) -> np.ndarray:
 def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame:
     """Fills the column side: "val" for the photos of one fold, "train" for the rest; "" for those that cannot be read, or are set aside.
 
-    Stratified by label, and a cluster (from find_trouble) never stands on both sides. Where folders say which photos
+    Stratified by label, and a cluster (from find_trouble) never stands on both sides. Where folders or the CSV say which photos
     validate or test, they do, and what is of one cluster with them is set aside. A class that would have nothing to learn from, as its
     photos are one find, say, validates nothing instead. Raises DataError if a class has no photo, or none is left to validate.
     """

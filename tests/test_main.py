@@ -347,6 +347,19 @@ def test_the_answers_in_val_csv_are_those_of_predict(small_config, drawn, tmp_pa
     np.testing.assert_allclose(Predictor(run / "best.pt").probs(table.image)[0], probs, atol=1e-5)
 
 
+def test_photos_without_an_answer_are_told_and_do_not_count(small_config, capsys, monkeypatch):
+    predict_probs = engine.predict_probs
+
+    def one_is_gone(*arguments, **more):
+        probs, errors = predict_probs(*arguments, **more)
+        probs[0] = np.nan
+        return probs, errors
+
+    monkeypatch.setattr(engine, "predict_probs", one_is_gone)
+    main.train(dataclasses.replace(small_config, epochs=1))
+    assert re.search(r"1 of \d+ val photos got no answer, and do not count", capsys.readouterr().out)
+
+
 def test_a_second_process_may_not_train_into_the_same_folder(small_config, monkeypatch):
     code = ("import sys, time, record; from pathlib import Path; held = record.lock(Path(sys.argv[1]), True); print(flush=True); "
             "time.sleep(600)")

@@ -47,3 +47,8 @@ def test_a_blurred_view_shows_the_same_with_fewer_pixels(rng):
 def test_there_are_sixteen_views(views):
     with pytest.raises(ValueError, match=f"{views} views: there are 1 to 16"):
         FixedViews(64, 1.0, views)
+
+
+def test_a_photo_is_as_large_as_the_nearest_view_needs():
+    assert FixedViews(224, 0.875).min_side == 256           # 224 / 0.875
+    assert FixedViews(224, 0.875, ANSWER_VIEWS).min_side == 307  # of which the nearest shows 1 / 1.2 a side

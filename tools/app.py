@@ -72,7 +72,7 @@ class App:
         if share >= trust.NOTICEABLE:
             lines.append(f"**{words['deadly'].format(share, ', '.join(self.local(name, language) for name in deadly))}**")
         try:
-            pairs = [self.explainer(read_photo(paths[i], self.explainer.detail), int(mean.argmax())) for i in read if self.explainer]
+            pairs = [self.explainer(read_photo(paths[i], self.explainer.min_side), int(mean.argmax())) for i in read if self.explainer]
             pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]
         except (ExplainError, PhotoError):  # a transformer's tokens are no picture: the answer stands without
             pictures = []

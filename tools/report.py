@@ -103,7 +103,7 @@ def mistakes(checkpoint: Path, paths: list[str], labels: np.ndarray, probs: np.n
 
     try:
         explainer = Explainer(checkpoint)
-        pairs = [explainer(read_named(paths[i], explainer.detail), answers[i]) for i in worst]
+        pairs = [explainer(read_named(paths[i], explainer.min_side), answers[i]) for i in worst]
         text, sheet = "The truth got the least probability. The heat shows what spoke for the wrong answer.", reasons_sheet
     except ExplainError as error:
         pairs, text, sheet = squares(paths, worst), f"The truth got the least probability. Without heat maps: {error}.", contact_sheet
