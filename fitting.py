@@ -20,6 +20,7 @@ from model import blend
 from views import HEAD_VIEWS
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
+COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
 HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.5 GB
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; of 0.003 to 0.15, within 0.005 of the best log loss over 5 folds of fungi9
 
@@ -27,6 +28,35 @@ HEAD_C = 0.01  # inverse L2 strength of the head's fit; of 0.003 to 0.15, within
 def head_views(photos: int) -> int:
     """Of each photo, to fit the head on: HEAD_VIEWS, or fewer where so many photos' would be more than HEAD_ROWS."""
     return max(1, min(HEAD_VIEWS, HEAD_ROWS // photos))
+
+
+@torch.inference_mode()
+def fit_covariances(model, loader: DataLoader, accelerator: Accelerator, tick: Callable[[int], None]) -> None:
+    """Find the directions of model.covariances: those in which the maps of COVARIANCE_PHOTOS of the loader's photos vary most. Their
+    labels are not asked. Each stage's covariances get the mean length of the pooled features, so that the head's fit heeds all alike.
+    loader: training photos in random order, one view each."""
+    def sums(views: torch.Tensor) -> torch.Tensor:
+        """One row: of all views, pooled features' squares, then each stage's covariances (C, C)."""
+        pooled, maps = model.pooled_and_maps(views)
+        maps = [x.float().flatten(2) for x in maps]
+        maps = [(x - x.mean(2, keepdim=True)).movedim(1, 0).flatten(1) * x.shape[2] ** -0.5 for x in maps]
+        return torch.cat([pooled.float().square().sum().view(1), *((x @ x.T).flatten() for x in maps)])[None]
+
+    model.eval()
+    total, photos = 0, 0
+    for images, index, failed in loader:
+        if len(index):
+            total = total + ask(sums, to_device(images.flatten(0, -4), accelerator), accelerator).sum(0).cpu().double()
+            photos += len(index)
+        tick(len(index) + len(failed))
+        if photos >= COVARIANCE_PHOTOS / accelerator.num_processes:
+            break
+    total, photos = (sum(parts) for parts in zip(*gather_object([(total, photos)]), strict=True))
+    check_finite(total.numpy(), accelerator)
+    squares, *stages = (total / photos).split([1, *(stage.W.shape[1] ** 2 for stage in model.covariances)])
+    for stage, covariance in zip(model.covariances, stages, strict=True):
+        stage.fit(covariance.view(stage.W.shape[1], -1), squares.sqrt().item())
+    as_in_main(model.covariances.buffers())
 
 
 def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tensor, accelerator: Accelerator,
@@ -49,9 +79,7 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
         if rows >= HEAD_ROWS / accelerator.num_processes and not wanted:
             break
     index, features = gathered(found)
-    if not np.isfinite(features).all():
-        raise TrainingError(f"the backbone's features are not finite numbers (precision: {accelerator.mixed_precision}). "
-                            "Take another --model.")
+    check_finite(features, accelerator)
     if accelerator.is_main_process:
         scale = features.std()
         with threadpool_limits(1):                                         # many wait for each other: 16 took minutes
@@ -65,6 +93,13 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
                 model.head.bias.copy_(torch.from_numpy(bias) - prior.cpu())
     with torch.no_grad():
         as_in_main(model.head.parameters())
+
+
+def check_finite(features: np.ndarray, accelerator: Accelerator) -> None:
+    """Raises TrainingError where they are not."""
+    if not np.isfinite(features).all():
+        raise TrainingError(f"the backbone's features are not finite numbers (precision: {accelerator.mixed_precision}). "
+                            "Take another --model.")
 
 
 def each_features(model, loader: DataLoader, accelerator: Accelerator,

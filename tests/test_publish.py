@@ -84,7 +84,7 @@ def test_the_card_survives_the_names_of_classes(run, tmp_path):
     for table in ("photos.csv", "val.csv"):
         record.write_table(folder / table, record.read_table(folder / table).replace("Amanita", odd).rename(columns={"Amanita": odd}))
     card = publish.card(folder, checkpoint.load(run / "best.pt") | {
-        "classes": [odd, *CLASSES[1:]], "notes": {odd: {"danger": "deadly", "note": "<b>the liver fails"}}}, "me/x", "mit")
+        "classes": [odd, *CLASSES[1:]], "notes": {odd: {"danger": "deadly", "note": "<b>the liver fails"}}}, "me/x", "mit", timm_reads=True)
     assert "the liver fails" in card
     assert [line.count("|") - line.count("\\|") for line in card.splitlines() if "Amanita" in line and line.startswith("|")] == [5]
     assert "<b>" not in card
@@ -129,10 +129,18 @@ def test_an_unfinished_run_leaves_no_empty_folder(run, tmp_path):
     assert os.listdir(tmp_path) == ["best.pt"]
 
 
-def test_an_arcface_head_is_not_for_timm(run):
-    model, saved = load_model(run / "best.pt")
-    with pytest.raises(CheckpointError, match="without --arcface"):
-        publish.as_timm(model, saved | {"head": "cosine"})
+def test_a_head_that_timm_has_no_place_for_travels_as_onnx_alone(run, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for table in ("photos.csv", "val.csv"):
+        shutil.copy(run / table, folder)
+    save_random_model(folder / "best.pt", CLASSES, {}, covariance=4)
+    out = publish.publish(folder)
+    assert sorted(os.listdir(out)) == ["README.md", "best.onnx"]
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\nlibrary_name: onnx\n")
+    assert "timm" not in card.split("## Use")[1]
+    assert "import timm" in publish.card(folder, checkpoint.load(folder / "best.pt"), "me/x", "mit", timm_reads=True)
 
 
 def test_eight_bits_keep_nearly_all_answers_and_what_the_file_says_of_itself(run, drawn, capsys):

@@ -2,7 +2,9 @@ import dataclasses
 import shutil
 
 import pytest
+import timm
 import torch
+from conftest import SMALL
 
 import checkpoint
 import main
@@ -63,6 +65,18 @@ def test_a_soup_of_folds_has_no_score_and_their_mean_temperature(run, small_conf
         assert mean[name] == pytest.approx((one[name] + two[name]) / 2)
     with pytest.raises(CheckpointError, match="--greedy: the runs have other splits"):
         soup.main((folds,), out=tmp_path / "soup.pt", greedy=True, workers=0)
+
+
+def test_heads_that_see_other_directions_have_no_mean(small_config, tmp_path):
+    torch.save(timm.create_model(SMALL).state_dict(), tmp_path / "weights.pth")
+    config = dataclasses.replace(small_config, weights=str(tmp_path / "weights.pth"), covariance=4, epochs=1)
+    runs = [main.train(dataclasses.replace(config, **knobs, out=tmp_path / name))
+            for name, knobs in (("a", {}), ("b", {"batch": 24}), ("other", {"fold": 1}))]
+    soup.main((runs[0], runs[1]), out=tmp_path / "soup.pt", workers=0)
+    mean, one = (checkpoint.load(path)["weights"] for path in (tmp_path / "soup.pt", runs[0] / "best.pt"))
+    torch.testing.assert_close(mean["covariances.0.W"], one["covariances.0.W"], rtol=0, atol=1e-2)
+    with pytest.raises(CheckpointError, match="other/best.pt: its directions of covariance .* in different photos, as folds' are"):
+        soup.main((runs[0], runs[2]), out=tmp_path / "soup.pt", workers=0)
 
 
 def test_photos_that_have_moved_are_named(run, tmp_path):

@@ -61,7 +61,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
         return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed, epochs), config.workers)
 
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear")
+    model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear", config.directions)
     freeze(model, config.freeze)
     if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size))
@@ -72,7 +72,10 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     model, sgd = accelerator.prepare(model, sgd)
     optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
     if config.head_first:
-        with Bar("fitting the head on frozen features", len(photos), 0, accelerator, config.quiet) as bar:
+        once = min(len(photos), fitting.COVARIANCE_PHOTOS) if config.directions else 0
+        with Bar("fitting the head on frozen features", once + len(photos), 0, accelerator, config.quiet) as bar:
+            if config.directions:
+                fitting.fit_covariances(model, loader_of(FixedViews(size, crop)), accelerator, bar.update)
             views = FixedViews(size, crop, fitting.head_views(len(photos)))
             fitting.fit_head(model, loader_of(views), labels, loss_of.prior, accelerator, bar.update)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []

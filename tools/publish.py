@@ -1,7 +1,8 @@
 """Make a run's model ready to travel: `python -m tools.publish RUN` fills RUN/model/; `--push USER/NAME` uploads it.
 
-In the folder: model.safetensors and config.json as timm reads them (`timm.create_model("hf-hub:USER/NAME", pretrained=True)`,
-temperature folded into the head), best.onnx for predict.py and for programs without torch, and README.md, the model card.
+In the folder: best.onnx for predict.py and for programs without torch, and README.md, the model card. Of a run that was trained with
+`--covariance 0`, so that timm's classifier can hold its head, also model.safetensors and config.json as timm reads them
+(`timm.create_model("hf-hub:USER/NAME", pretrained=True)`, temperature folded into the head).
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ print(about["classes"][probs.argmax()], probs.max(), "unknown" if known[0] < abo
 
 CARD = """\
 ---
-library_name: timm
+library_name: {library}
 pipeline_tag: image-classification
 license: {license}
-tags: [image-classification, timm, onnx, fungi]
+tags: [image-classification, onnx, fungi]
 ---
 # {title}
 
@@ -71,17 +72,21 @@ for photos that show nothing of the kind; a kind near to its own mostly passes. 
 
 ## Use
 
-```
-import timm
-network = timm.create_model("hf-hub:{repo}", pretrained=True)      # logits whose softmax is calibrated
-```
-
-Without torch (`pip install numpy onnxruntime pillow`), photo's path as the argument:
+{timm}Without torch (`pip install numpy onnxruntime pillow`), photo's path as the argument:
 
 ```python
 {example}```
 
 Or with the program that made it: `python predict.py photo.jpg --checkpoint best.onnx`.
+"""
+
+
+TIMM = """\
+```
+import timm
+network = timm.create_model("hf-hub:{repo}", pretrained=True)      # logits whose softmax is calibrated
+```
+
 """
 
 
@@ -98,11 +103,12 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
     model, saved = load_model(run / "best.pt")
     if not (run / "val.csv").is_file():
         raise CheckpointError(f"{run}: no finished run, it holds no val.csv to tell how good it is. Let it end: main.py --resume {run}")
-    network, out = as_timm(model, saved), run / "model"
+    out, timm_reads = run / "model", saved["head"] == "linear" and not saved["covariance"]
     out.mkdir(exist_ok=True)
-    save_for_hf(network, out, {"label_names": saved["classes"]}, safe_serialization=True)
+    if timm_reads:
+        save_for_hf(as_timm(model, saved), out, {"label_names": saved["classes"]}, safe_serialization=True)
     shutil.copyfile(export(run), out / "best.onnx")
-    (out / "README.md").write_text(card(run, saved, push or f"USER/{run.resolve().name}", license), encoding="utf-8")
+    (out / "README.md").write_text(card(run, saved, push or f"USER/{run.resolve().name}", license, timm_reads), encoding="utf-8")
     if push:
         try:
             hub = HfApi()
@@ -117,8 +123,6 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
 
 def as_timm(model, saved: dict) -> torch.nn.Module:
     """The same network as timm builds it, with its own classifier in place of our head, divided by the temperature."""
-    if saved["head"] != "linear":
-        raise CheckpointError("timm has no classifier of ArcFace's kind: publish a run that was trained without --arcface.")
     size = saved["image_size"]
     network = timm.create_model(saved["model"], num_classes=len(saved["classes"]), pretrained_cfg_overlay={
         "input_size": (3, size, size), "crop_pct": saved["crop"]})
@@ -132,7 +136,7 @@ def as_timm(model, saved: dict) -> torch.nn.Module:
     return network.eval()
 
 
-def card(run: Path, saved: dict, repo: str, license: str) -> str:
+def card(run: Path, saved: dict, repo: str, license: str, timm_reads: bool) -> str:
     """The model card: what it is for, on what it was trained, how good it is, where it fails."""
     photos, (_, probs, labels), classes = record.read_table(run / "photos.csv"), record.read_answers(run / "val.csv"), saved["classes"]
     names = [plain(name) for name in classes]
@@ -144,7 +148,7 @@ def card(run: Path, saved: dict, repo: str, license: str) -> str:
         license=license, title=repo.split("/")[-1], classes=", ".join(names), model=saved["model"], size=saved["image_size"],
         learnt=learnt.sum(), dangers=" ".join(dangers), judged=len(labels), **scores,
         error=np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / len(labels)), ece=metrics.calibration_error(probs, labels),
-        rows="\n".join(rows), repo=repo, example=EXAMPLE)
+        rows="\n".join(rows), example=EXAMPLE, library="timm" if timm_reads else "onnx", timm=TIMM.format(repo=repo) if timm_reads else "")
 
 
 def plain(text: str) -> str:

@@ -45,11 +45,14 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         raise CheckpointError("no checkpoint given. Pass best.pt of two runs or more.")
     saved = [checkpoint.load(path) for path in checkpoints]
     for path, other in zip(checkpoints, saved, strict=True):
-        for what in ("model", "head", "classes", "image_size", "crop"):
+        for what in ("model", "head", "covariance", "classes", "image_size", "crop"):
             if other[what] != saved[0][what]:
                 raise CheckpointError(f"{path}: has another {what} than {checkpoints[0]}. Average models that differ in weights alone.")
         if shapes(other["weights"]) != shapes(saved[0]["weights"]):
             raise CheckpointError(f"{path}: its weights do not fit those of {checkpoints[0]}: one was changed or is broken.")
+        if not same_directions(other["weights"], saved[0]["weights"]):
+            raise CheckpointError(f"{path}: its directions of covariance and those of {checkpoints[0]} were found in different photos, "
+                                  "as folds' are: such heads have no mean. Ask both by predict.py, or train with --covariance 0.")
     one_split = len({tuple(other["config"][knob] for knob in ("data", "folds", "fold", "seed")) for other in saved}) == 1
     if greedy and not one_split:
         raise CheckpointError("--greedy: the runs have other splits, so that each photo was learnt from by one of them. Leave it out.")
@@ -107,6 +110,12 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     trusted = {name: learnt[name] for name in ("temperature", "known_limit")}
     checkpoint.save(out, {**first, "weights": model.state_dict(), **trusted})
     print(f"{out}: accuracy {score:.4f}, the mean of {' '.join(str(checkpoints[k]) for k in chosen)}")
+
+
+def same_directions(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
+    """Up to rounding, which the size of a batch changes."""
+    found = [(weights[name], others[name]) for name in weights if name.startswith("covariances.") and name.endswith(".W")]
+    return all((one - other).abs().max() <= 1e-2 * one.abs().max() for one, other in found)
 
 
 def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
