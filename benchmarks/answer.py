@@ -20,11 +20,13 @@ def a_run(folder: Path, model: str = MODEL, size: int = 224, weights: str = "aut
     from model import build_model, input_size
     from tools.export import export
     torch.manual_seed(0)
-    network = build_model(model, 9, weights)
-    torch.nn.init.normal_(network.head.weight, std=0.1)  # answers that differ
+    network = build_model(model, 9, weights, covariance=Config.covariance)
+    for weight in (network.head.weight, *(stage.W for stage in network.covariances)):
+        torch.nn.init.normal_(weight, std=0.1)  # answers that differ
     checkpoint.save(folder / "best.pt", {
-        "model": model, "head": "linear", "classes": list("ABCDEFGHI"), "image_size": size, "crop": input_size(model)[1],
-        "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": Config().to_dict(), "weights": network.state_dict()})
+        "model": model, "head": "linear", "covariance": Config.covariance, "classes": list("ABCDEFGHI"), "image_size": size,
+        "crop": input_size(model)[1], "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": Config().to_dict(),
+        "weights": network.state_dict()})
     export(folder)
     return folder
 

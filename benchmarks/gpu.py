@@ -33,13 +33,14 @@ def ours(name: str, size: int, photos: int, rho: float = 0.05, accumulate: int =
          fold: bool = True, change=lambda network: network):
     import device
     import engine
+    from config import Config
     from folding import fold_batchnorm
     from loss import Loss
     from mixup import mixup
     from model import build_model
     from sam import SAM
     accelerator, _ = device.make_accelerator()
-    model = build_model(name, CLASSES, "none").to(accelerator.device)
+    model = build_model(name, CLASSES, "none", covariance=Config.covariance).to(accelerator.device)
     if fold:
         fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
     model = change(model)
@@ -162,6 +163,7 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
     and gets none."""
     import device
     import engine
+    from config import Config
     from dataset import Batches, Photos, make_loader
     from folding import fold_batchnorm
     from loss import Loss
@@ -169,7 +171,7 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
     from sam import SAM
     from transforms import RandomViews
     accelerator, _ = device.make_accelerator()
-    model = build_model(name, CLASSES, "none").to(accelerator.device)
+    model = build_model(name, CLASSES, "none", covariance=Config.covariance).to(accelerator.device)
     fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
     ema = engine.make_ema(model, 0.98)
     model, sgd = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True))

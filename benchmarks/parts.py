@@ -41,8 +41,9 @@ def half_learn(photos: int):
 def averaging(foreach: bool):
     """A step of the moving average of the weights."""
     import engine
+    from config import Config
     from model import build_model
-    network = build_model(MODEL, CLASSES, "none")
+    network = build_model(MODEL, CLASSES, "none", covariance=Config.covariance)
     ema = engine.make_ema(network, 0.98)
     ema.foreach = foreach
     return lambda: [ema.update(network, step) for step in range(10)]

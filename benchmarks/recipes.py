@@ -65,6 +65,7 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "no moving average": {"ema": 0.0},
     "the best epoch, no way back": {"wise": False},
     "random head": {"head_first": False},
+    "no covariances": {"covariance": 0},
     "BatchNorm by batch": {"keep_batchnorm": False},
     "lite1": {"model": "tf_efficientnet_lite1"},
     "lite2": {"model": "tf_efficientnet_lite2"},
@@ -132,7 +133,7 @@ def train(job: tuple[Options, Path, str, int]) -> None:
     config = Config(data=table, model="tf_efficientnet_lite0", image_size=options.size, epochs=options.epochs, batch=32, fold=fold,
                     workers=0, cache=1, quiet=True, out=Path(tempfile.mkdtemp(dir=options.out)))
     config = dataclasses.replace(config, **knobs)
-    fitting.fit_head = head_kept(f"{options.out}/head, {config.model}, fold {fold}")
+    fitting.fit_head = head_kept(f"{options.out}/head, {config.model}, {config.covariance}, fold {fold}")
     main.train(config).rename(options.folder(way, fold))
 
 

@@ -15,10 +15,11 @@ def theirs(photos: int):
 
     import device
     import engine
+    from config import Config
     from folding import fold_batchnorm
     from model import build_model
     device.keep_memory()
-    model = build_model(MODEL, CLASSES, "none")
+    model = build_model(MODEL, CLASSES, "none", covariance=Config.covariance)
     fold_batchnorm(model, torch.zeros(1, 3, SIZE, SIZE))
     engine.training_mode(model, keep_batchnorm=True)
     optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=1e-3, momentum=0.9, nesterov=True)
@@ -41,9 +42,10 @@ def theirs(photos: int):
 
 def copies_of_the_weights() -> float:
     """Bytes that ascend adds, in copies of the weights; the gradients' own bytes are free by then."""
+    from config import Config
     from model import build_model
     from sam import SAM
-    model = build_model(MODEL, CLASSES, "none")
+    model = build_model(MODEL, CLASSES, "none", covariance=Config.covariance)
     optimizer = SAM(torch.optim.SGD(model.parameters(), 1e-3), rho=0.05)
     before = live_bytes()
     F.cross_entropy(model(a_batch(2)[0]), a_batch(2)[1]).backward()

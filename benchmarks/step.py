@@ -18,13 +18,14 @@ def a_batch(photos: int):
 def ours(photos: int, keep_batchnorm: bool, rho: float = 0.0, change=lambda network: network):
     import device
     import engine
+    from config import Config
     from folding import fold_batchnorm
     from loss import Loss
     from model import build_model
     from sam import SAM
     device.keep_memory()
     accelerator = Accelerator(mixed_precision="no", cpu=True)
-    model = build_model(MODEL, CLASSES, "none")
+    model = build_model(MODEL, CLASSES, "none", covariance=Config.covariance)
     if keep_batchnorm:
         fold_batchnorm(model, torch.zeros(1, 3, SIZE, SIZE))
     model = change(model)

@@ -1,5 +1,7 @@
 """covariance.py, and what fitting.py finds for it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -41,8 +43,8 @@ def test_maps_of_one_place_tell_nothing():
     assert layer(torch.rand(4, 3, 1, 1)).tolist() == [[0, 0, 0]] * 4
 
 
-def photos_of(drawn, seed=None):
-    paths = [str(path) for path in sorted(drawn.glob("*/*_000[1-4].jpg"))]
+def photos_of(drawn, seed=None, part=slice(None)):
+    paths = [str(path) for path in sorted(drawn.glob("*/*_000[1-4].jpg"))][part]
     return make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 8, seed), 0)
 
 
@@ -73,6 +75,19 @@ def test_of_many_photos_the_directions_are_found_in_a_part(accelerator, drawn, m
     ticks = []
     fitting.fit_covariances(build_model(SMALL, 9, "none", covariance=4), photos_of(drawn, seed=0), accelerator, ticks.append)
     assert ticks == [8, 7]
+
+
+def test_several_processes_find_together_what_one_does(accelerator, drawn, monkeypatch):
+    torch.manual_seed(0)
+    one, told = build_model(SMALL, 9, "none", covariance=4), []
+    two = copy.deepcopy(one)
+    fitting.fit_covariances(one, photos_of(drawn), accelerator, lambda photos: None)
+    for part in (slice(0, 10), slice(10, None)):  # in turn; the second hears of the first
+        monkeypatch.setattr(fitting, "gather_object", lambda found: told.extend(found) or told)
+        fitting.fit_covariances(two, photos_of(drawn, part=part), accelerator, lambda photos: None)
+    for whole, parts in zip(one.covariances, two.covariances, strict=True):
+        torch.testing.assert_close(parts.W, whole.W, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(parts.length, whole.length)
 
 
 def test_maps_that_are_not_finite_are_an_error(accelerator, drawn):

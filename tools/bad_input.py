@@ -206,6 +206,7 @@ def write_hostile_checkpoints(folder: Path, good: Path) -> dict[str, str]:
         "wide.pt": (with_weights(head__weight=one.expand(10**6, 10**6)), "more than it holds"),
         "path in keys.pt": (with_weights(**{"../../outside": head}), "do not fit"),
         "no weights.pt": (whole | {"weights": {}}, "do not fit"),
+        "directions.pt": (whole | {"covariance": 10**6}, "covariance"), "other head.pt": (whole | {"covariance": 8}, "do not fit"),
         "other model.pt": (whole | {"model": "tf_efficientnet_lite0"}, "do not fit"),
         "no such model.pt": (whole | {"model": "none"}, "no such backbone"),
         "hub.pt": (whole | {"model": "hf-hub:somebody/something"}, "no such backbone"),
