@@ -21,7 +21,7 @@ from views import HEAD_VIEWS
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
-HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.5 GB
+HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.9 GB, twice that while they are put in order
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; of 0.003 to 0.15, within 0.005 of the best log loss over 5 folds of fungi9
 
 
@@ -79,11 +79,13 @@ def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tenso
         if rows >= HEAD_ROWS / accelerator.num_processes and not wanted:
             break
     index, features = gathered(found)
+    found.clear()
     check_finite(features, accelerator)
     if accelerator.is_main_process:
         scale = features.std()
         with threadpool_limits(1):                                         # many wait for each other: 16 took minutes
-            fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features / scale, labels[index].numpy())
+            features /= scale
+            fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features, labels[index].numpy())
         weight, bias = fit.coef_, fit.intercept_
         if len(weight) == 1:                                               # two classes: one row tells both apart
             weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
@@ -115,9 +117,15 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
 
 def gathered(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Photos int (M,), ascending, and their rows float (M, ...), of all batches (photos, rows) of all processes."""
-    index, rows = (np.concatenate(column) for column in zip(*gather_object(found), strict=True))
+    batches = gather_object(found)
+    index = np.concatenate([photos for photos, _ in batches])
     order = index.argsort(kind="stable")                                   # the same sums however many processes
-    return index[order], rows[order]
+    rows, place, done = np.empty((len(index), *batches[0][1].shape[1:]), np.float32), np.empty_like(order), 0
+    place[order] = np.arange(len(order))
+    for photos, part in batches:                                           # no copy of all in between: they may be a GB
+        rows[place[done:done + len(photos)]] = part
+        done += len(photos)
+    return index[order], rows
 
 
 def on_the_way(model, start: dict, end: dict, loader: DataLoader, accelerator: Accelerator) -> Iterator[tuple[float, np.ndarray]]:
