@@ -8,11 +8,11 @@ from torch import nn
 
 
 class Covariance(nn.Module):
-    """maps (B, C, H, W) → (B, d (d + 1) / 2), fp32: the covariances of d directions of the channels, each photo's of its own length.
+    """maps (B, C, H, W) → (B, d (d + 1) / 2), fp32: how d directions of the channels vary together over each photo.
 
         z = W (x - mean over the photo of x);   S = z z^T / (H W);   s = S / sqrt(|S| + 0.1);   length s / |s|
 
-    Second-order pooling (Lin et al. 2015, arXiv 1504.07889) with its signed roots, softened so that their gradient ends near 0.
+    Second-order pooling (Lin et al. 2015, arXiv 1504.07889) with its signed roots, softened so that their gradient is bounded near 0.
     W (d, C) and length are buffers, for `fit` to set: W holds the directions in which photos of the set vary most, each to variance 1.
     """
 

@@ -16,7 +16,7 @@ import metrics
 import trust
 from device import to_device
 from engine import TrainingError, as_in_main, ask, predict_probs
-from model import blend
+from model import blend, full_precision
 from views import HEAD_VIEWS
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
@@ -38,9 +38,10 @@ def fit_covariances(model, loader: DataLoader, accelerator: Accelerator, tick: C
     def sums(views: torch.Tensor) -> torch.Tensor:
         """One row: of all views, pooled features' squares, then each stage's covariances (C, C)."""
         pooled, maps = model.pooled_and_maps(views)
-        maps = [x.float().flatten(2) for x in maps]
-        maps = [(x - x.mean(2, keepdim=True)).movedim(1, 0).flatten(1) * x.shape[2] ** -0.5 for x in maps]
-        return torch.cat([pooled.float().square().sum().view(1), *((x @ x.T).flatten() for x in maps)])[None]
+        with full_precision(pooled):
+            maps = [x.float().flatten(2) for x in maps]
+            maps = [(x - x.mean(2, keepdim=True)).movedim(1, 0).flatten(1) * x.shape[2] ** -0.5 for x in maps]
+            return torch.cat([pooled.float().square().sum().view(1), *((x @ x.T).flatten() for x in maps)])[None]
 
     model.eval()
     total, photos = 0, 0
