@@ -16,7 +16,7 @@ class Covariance(nn.Module):
     W (d, C) and length are buffers, for `fit` to set: W holds the directions in which photos of the set vary most, each to variance 1.
     """
 
-    SOFT = 0.1  # of variances that are 1 on average; with hard roots the log loss was 0.01 to 0.02 worse (docs/EXPERIMENTS.md)
+    SOFT = 0.1  # of variances that are 1 on average; with hard roots the log loss was 0.02 worse (docs/EXPERIMENTS.md)
 
     def __init__(self, channels: int, directions: int):
         super().__init__()

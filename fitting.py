@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 
 import metrics
 import trust
+from console import Bar
 from device import to_device
 from engine import TrainingError, as_in_main, ask, predict_probs
 from model import blend, full_precision
-from views import HEAD_VIEWS
+from views import HEAD_VIEWS, FixedViews
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
@@ -28,6 +29,17 @@ HEAD_C = 0.01  # inverse L2 strength of the head's fit; of 0.003 to 0.15, within
 def head_views(photos: int) -> int:
     """Of each photo, to fit the head on: HEAD_VIEWS, or fewer where so many photos' would be more than HEAD_ROWS."""
     return max(1, min(HEAD_VIEWS, HEAD_ROWS // photos))
+
+
+def start_head(model, loader_of: Callable[[FixedViews], DataLoader], size: int, crop: float, labels: torch.Tensor, prior: torch.Tensor,
+               accelerator: Accelerator, quiet: bool) -> None:
+    """What the head is to see, then its fit, with a progress bar. loader_of: the loader of the training photos in these views, in random
+    order; the others as for fit_head."""
+    once = min(len(labels), COVARIANCE_PHOTOS) if model.covariances else 0
+    with Bar("fitting the head on frozen features", once + len(labels), 0, accelerator, quiet) as bar:
+        if model.covariances:
+            fit_covariances(model, loader_of(FixedViews(size, crop)), accelerator, bar.update)
+        fit_head(model, loader_of(FixedViews(size, crop, head_views(len(labels)))), labels, prior, accelerator, bar.update)
 
 
 @torch.inference_mode()

@@ -170,13 +170,8 @@ def train(config: Config) -> Path:
         if accelerator.is_main_process:
             record.write_settings(run, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
         if config.head_first:
-            once = min(len(labels["train"]), fitting.COVARIANCE_PHOTOS) if config.directions else 0
-            with Bar("fitting the head on frozen features", once + len(labels["train"]), 0, accelerator, config.quiet) as bar:
-                if config.directions:
-                    fitting.fit_covariances(learner, loader_of("train", FixedViews(size, crop), config.seed), accelerator, bar.update)
-                views = FixedViews(size, crop, fitting.head_views(len(labels["train"])))
-                loader = loader_of("train", views, config.seed)
-                fitting.fit_head(learner, loader, labels["train"], loss_of.prior, accelerator, bar.update)
+            fitting.start_head(learner, lambda views: loader_of("train", views, config.seed), size, crop, labels["train"], loss_of.prior,
+                               accelerator, config.quiet)
             if ema:
                 ema.set(learner)
             judge(epoch=0)

@@ -29,7 +29,6 @@ from photos import sentence
 from sam import SAM
 from split import find_trouble, split
 from transforms import RandomViews
-from views import FixedViews
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
 
@@ -72,12 +71,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     model, sgd = accelerator.prepare(model, sgd)
     optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
     if config.head_first:
-        once = min(len(photos), fitting.COVARIANCE_PHOTOS) if config.directions else 0
-        with Bar("fitting the head on frozen features", once + len(photos), 0, accelerator, config.quiet) as bar:
-            if config.directions:
-                fitting.fit_covariances(model, loader_of(FixedViews(size, crop)), accelerator, bar.update)
-            views = FixedViews(size, crop, fitting.head_views(len(photos)))
-            fitting.fit_head(model, loader_of(views), labels, loss_of.prior, accelerator, bar.update)
+        fitting.start_head(model, loader_of, size, crop, labels, loss_of.prior, accelerator, config.quiet)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
