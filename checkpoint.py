@@ -118,7 +118,8 @@ def load(path: Path) -> dict:
     except Exception as error:  # torch raises a dozen kinds here; all mean the same to a user
         raise CheckpointError(f"{path}: not a checkpoint of this program, or a broken one. Use best.pt or last.pt of a run.") from error
     if isinstance(checkpoint, dict):
-        checkpoint.setdefault("covariance", 0)  # a run of before there were any
+        for name, before in (("covariance", 0), ("refit", {})):  # a run of before there was any
+            checkpoint.setdefault(name, before)
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
     if missing:
         raise CheckpointError(f"{path}: holds no {', '.join(sorted(missing))}: not a checkpoint of this program. "
@@ -169,6 +170,10 @@ def _broken(checkpoint: dict, size: int) -> str:
         return "weights are not tensors by name"
     if sum(w.nbytes for w in weights.values()) > 2 * size:  # views of the same few numbers; some of timm's networks share a few
         return "weights are more than it holds"
+    refit = checkpoint["refit"]
+    if not isinstance(refit, dict) or not all(isinstance(w, torch.Tensor) and w.isfinite().all() for w in refit.values()) or (
+            refit and shapes(refit) != {name[5:]: w.shape for name, w in weights.items() if name.startswith("head.")}):
+        return "refit tensors do not fit its head"
     return implausible(checkpoint) if all(w.isfinite().all() for w in weights.values()) else "weights are not finite"
 
 

@@ -45,6 +45,7 @@ class Config:
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
     freeze: float = 0.0  # share of the backbone's layers, from the photo on, that keep their pretrained weights; 0.5 saves 2/5 of a step
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
+    refit: bool = True  # once they have told how good it is without, the fitted head learns from the validation photos too; off = never
     wise: bool = True  # places on the way from the head-first weights to the last epoch may be kept too (WiSE-FT); off = epochs alone
 
     # --- the loss ---

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ import trust
 from console import Bar
 from device import to_device
 from engine import TrainingError, as_in_main, ask, predict_probs
+from loss import Loss
 from model import blend, full_precision
 from views import HEAD_VIEWS, FixedViews
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
 HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.9 GB, twice that while they are put in order
+NO_PHOTO = "of the photos to learn from, or to judge by, none can be read: they are gone, or broken. Put them back."
 HEAD_C = 0.01  # inverse L2 strength of the head's fit; of 0.003 to 0.15, within 0.005 of the best log loss over 5 folds of fungi9
 
 
@@ -31,15 +34,22 @@ def head_views(photos: int) -> int:
     return max(1, min(HEAD_VIEWS, HEAD_ROWS // photos))
 
 
-def start_head(model, loader_of: Callable[[FixedViews], DataLoader], size: int, crop: float, labels: torch.Tensor, prior: torch.Tensor,
-               accelerator: Accelerator, quiet: bool) -> None:
-    """What the head is to see, then its fit, with a progress bar. loader_of: the loader of the training photos in these views, in random
-    order; the others as for fit_head."""
-    once = min(len(labels), COVARIANCE_PHOTOS) if model.covariances else 0
-    with Bar("fitting the head on frozen features", once + len(labels), 0, accelerator, quiet) as bar:
+def start_head(model, loader_of: Callable[[str, FixedViews], DataLoader], size: int, crop: float, labels: dict[str, torch.Tensor],
+               balance: str, accelerator: Accelerator, quiet: bool) -> dict[str, torch.Tensor]:
+    """What the head is to see, then its fit to the training photos, with a progress bar. Returns, by name, what the validation photos add
+    to its weights where `labels` has them: for later, when they have told how good it is without (model.add_to_head).
+
+    loader_of: the loader of a side's photos in these views, in random order. labels: int64 (N,) by side, "train" first; balance: as for
+    loss.Loss.
+    """
+    once = min(len(labels["train"]), COVARIANCE_PHOTOS) if model.covariances else 0
+    with Bar("fitting the head on frozen features", once + sum(map(len, labels.values())), 0, accelerator, quiet) as bar:
         if model.covariances:
-            fit_covariances(model, loader_of(FixedViews(size, crop)), accelerator, bar.update)
-        fit_head(model, loader_of(FixedViews(size, crop, head_views(len(labels)))), labels, prior, accelerator, bar.update)
+            fit_covariances(model, loader_of("train", FixedViews(size, crop)), accelerator, bar.update)
+        views = FixedViews(size, crop, head_views(len(labels["train"])))
+        parts = [(loader_of(side, views), own) for side, own in labels.items()]
+        heads = fit_heads(model, parts, balance, accelerator, bar.update)
+    return {name: heads[-1][name] - first for name, first in heads[0].items()} if heads[1:] else {}
 
 
 @torch.inference_mode()
@@ -65,6 +75,8 @@ def fit_covariances(model, loader: DataLoader, accelerator: Accelerator, tick: C
         if photos >= COVARIANCE_PHOTOS / accelerator.num_processes:
             break
     total, photos = (sum(parts) for parts in zip(*gather_object([(total, photos)]), strict=True))
+    if not photos:
+        raise TrainingError(NO_PHOTO)
     check_finite(total.numpy(), accelerator)
     squares, *stages = (total / photos).split([1, *(stage.W.shape[1] ** 2 for stage in model.covariances)])
     for stage, covariance in zip(model.covariances, stages, strict=True):
@@ -72,42 +84,60 @@ def fit_covariances(model, loader: DataLoader, accelerator: Accelerator, tick: C
     as_in_main(model.covariances.buffers())
 
 
-def fit_head(model, loader: DataLoader, labels: torch.Tensor, prior: torch.Tensor, accelerator: Accelerator,
-             tick: Callable[[int], None]) -> None:
+def fit_heads(model, parts: Sequence[tuple[DataLoader, torch.Tensor]], balance: str, accelerator: Accelerator,
+              tick: Callable[[int], None]) -> list[dict[str, torch.Tensor]]:
     """Start the head as the logistic regression on the backbone's features, in place of random numbers.
 
     A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
-    know (Kumar et al. 2022, arXiv 2202.10054). loader: training photos in one or many fixed views, each of which counts as
-    a photo: the more the head has seen, the less it learns by heart. It is asked until there are HEAD_ROWS of them and each class is
-    among them; give more than that in random order. labels int64 (N,). prior: float (K,), as the loss adds it to the logits
-    (loss.Loss), so that the head begins where the loss will hold it. Raises TrainingError.
+    know (Kumar et al. 2022, arXiv 2202.10054). parts: loaders of photos in one or many fixed views, each of which counts as
+    a photo: the more the head has seen, the less it learns by heart; with each, the labels int64 (N,). The head is fitted to the first
+    part, then to the first two, and so on; returns the weights of each, and leaves the first in the model. A part is read until there
+    are HEAD_ROWS of it and each class is among them; give more than that in random order. balance: the classes' shares are taken out as
+    the loss will put them in (loss.Loss), so that the head begins where it will be held. Raises TrainingError.
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
-    found, rows, wanted = [], 0, set(range(len(model.head.weight)))
+    fit, heads, classes, scale = LogisticRegression(C=HEAD_C, max_iter=1000, warm_start=True), [], len(model.head.weight), 0.0
+    features, truth = np.empty((0, model.head.weight.shape[1]), np.float32), np.empty(0, np.int64)
+    for loader, labels in parts:
+        index, more = gathered(some_features(model, loader, labels, accelerator, tick))
+        check_finite(more, accelerator)
+        scale = scale or more.std()
+        more /= scale
+        features, truth = np.concatenate([features, more]) if heads else more, np.concatenate([truth, labels[index].numpy()])
+        if accelerator.is_main_process:
+            with threadpool_limits(1):                                     # many wait for each other: 16 took minutes
+                fit.fit(features, truth)
+            prior = Loss(torch.from_numpy(truth).bincount(minlength=classes), balance=balance).prior
+            set_head(model.head, fit.coef_ / scale, fit.intercept_, prior)
+        with torch.no_grad():
+            as_in_main(model.head.parameters())
+        heads.append(copy.deepcopy(model.head.state_dict()))
+    model.head.load_state_dict(heads[0])
+    return heads
+
+
+@torch.no_grad()
+def set_head(head: torch.nn.Module, weight: np.ndarray, bias: np.ndarray, prior: torch.Tensor) -> None:
+    """A logistic regression's weight (K, F) and bias (K,) into the head, less what the loss adds to the logits, float (K,)."""
+    if len(weight) == 1:                                                   # two classes: one row tells both apart
+        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    head.weight.copy_(torch.from_numpy(weight))
+    if isinstance(head, torch.nn.Linear):                                  # a cosine head has directions only
+        head.bias.copy_(torch.from_numpy(bias) - prior)
+
+
+def some_features(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accelerator,
+                  tick: Callable[[int], None]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Photos int (M,) and features float (M, F) of their views, batch by batch, until there are HEAD_ROWS and each class."""
+    found, rows, wanted = [], 0, set(labels.tolist())
     for features, index in each_features(model, loader, accelerator, tick):
         found.append((index, features.cpu().numpy()))
         rows += len(index)
         wanted -= set(labels[index].tolist())
         if rows >= HEAD_ROWS / accelerator.num_processes and not wanted:
             break
-    index, features = gathered(found)
-    found.clear()
-    check_finite(features, accelerator)
-    if accelerator.is_main_process:
-        scale = features.std()
-        with threadpool_limits(1):                                         # many wait for each other: 16 took minutes
-            features /= scale
-            fit = LogisticRegression(C=HEAD_C, max_iter=1000).fit(features, labels[index].numpy())
-        weight, bias = fit.coef_, fit.intercept_
-        if len(weight) == 1:                                               # two classes: one row tells both apart
-            weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-        with torch.no_grad():
-            model.head.weight.copy_(torch.from_numpy(weight / scale))
-            if isinstance(model.head, torch.nn.Linear):                    # a cosine head has directions only
-                model.head.bias.copy_(torch.from_numpy(bias) - prior.cpu())
-    with torch.no_grad():
-        as_in_main(model.head.parameters())
+    return found
 
 
 def check_finite(features: np.ndarray, accelerator: Accelerator) -> None:
@@ -131,6 +161,8 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
 def gathered(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Photos int (M,), ascending, and their rows float (M, ...), of all batches (photos, rows) of all processes."""
     batches = gather_object(found)
+    if not batches:
+        raise TrainingError(NO_PHOTO)
     index = np.concatenate([photos for photos, _ in batches])
     order = index.argsort(kind="stable")                                   # the same sums however many processes
     rows, place, done = np.empty((len(index), *batches[0][1].shape[1:]), np.float32), np.empty_like(order), 0

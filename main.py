@@ -33,7 +33,7 @@ from device import DeviceError, be_deterministic, keep_memory, make_accelerator,
 from folding import fold_batchnorm
 from folds import train_each_fold
 from loss import Loss
-from model import CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
+from model import CosineHead, ModelError, add_to_head, blend, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo, sentence, spell_out
 from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, restore, resumed
 from sam import SAM
@@ -44,6 +44,7 @@ from views import ANSWER_VIEWS, FixedViews
 
 USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError,
                engine.TrainingError, record.RunError)
+AND_NOW = "; scored so, its head has learnt from them too (--no-refit: not)"
 
 
 def train(config: Config) -> Path:
@@ -114,16 +115,17 @@ def train(config: Config) -> Path:
     # Where the run stands: all that `--resume` needs, beside the weights.
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
     history: list[dict] = []
+    refit: dict[str, torch.Tensor] = {}  # what the head that answers has more than the one that is scored
     if saved:
         restore(saved, run, learner, judged, optimizer, accelerator.scaler)
-        progress, history = progress | saved["progress"], saved["history"]
+        progress, history, refit = progress | saved["progress"], saved["history"], saved["refit"]
 
     def save(name: str, **more) -> None:
         if accelerator.is_main_process:
             checkpoint.save(run / name, {
                 "model": config.model, "head": head, "covariance": config.directions, "classes": classes, "image_size": size,
                 "crop": crop, "temperature": 1.0, "known_limit": 0.0, "notes": trust.read_notes(classes), "config": config.to_dict(),
-                "weights": judged.state_dict(), "history": history, **more})
+                "weights": judged.state_dict(), "refit": refit, "history": history, **more})
 
     def save_last() -> None:
         save("last.pt", learner=learner.state_dict(), optimizer=optimizer.state_dict(), progress=progress,
@@ -170,8 +172,9 @@ def train(config: Config) -> Path:
         if accelerator.is_main_process:
             record.write_settings(run, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
         if config.head_first:
-            fitting.start_head(learner, lambda views: loader_of("train", views, config.seed), size, crop, labels["train"], loss_of.prior,
-                               accelerator, config.quiet)
+            sides = ("train", "val") if config.refit else ("train",)
+            refit |= fitting.start_head(learner, lambda side, views: loader_of(side, views, config.seed), size, crop,
+                                        {side: labels[side] for side in sides}, config.balance, accelerator, config.quiet)
             if ema:
                 ema.set(learner)
             judge(epoch=0)
@@ -229,13 +232,15 @@ def train(config: Config) -> Path:
                                               accelerator, bar.update)
     scores = {f"val_{name}": score for name, score in scores_of(answers, "val").items()}
     scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
+    if accelerator.is_main_process:
+        checkpoint.save(run / "best.pt", winner | {"weights": judged.state_dict(), "temperature": trusted["temperature"],
+                                                   "known_limit": trusted["known_limit"], "kept": chosen})
     if len(labels["test"]):
+        add_to_head(judged, refit)
         tested, _ = engine.predict_probs(judged, loader_of("test", answer_views), len(classes), accelerator, trusted["temperature"])
         scores |= {f"test_{name}": score for name, score in scores_of(tested, "test").items()}
         say(f"on the test photos: accuracy {scores['test_accuracy']:.4f}, macro-F1 {scores['test_macro_f1']:.4f}")
     if accelerator.is_main_process:
-        checkpoint.save(run / "best.pt", winner | {"weights": judged.state_dict(), "temperature": trusted["temperature"],
-                                                   "known_limit": trusted["known_limit"], "kept": chosen})
         record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         try:
             record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
@@ -245,7 +250,7 @@ def train(config: Config) -> Path:
         f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
     tell(
         f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
-        f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n"
+        f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from{AND_NOW if refit else ''}\n"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
     return run
 

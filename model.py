@@ -90,6 +90,13 @@ class Classifier(nn.Module):
             return logits, self.known(features, logits)
 
 
+@torch.no_grad()
+def add_to_head(model: Classifier, more: dict[str, torch.Tensor]) -> None:
+    """more: by name, what fitting.start_head returned."""
+    for name, tensor in more.items():
+        model.head.get_parameter(name).add_(tensor.to(model.head.weight.device))
+
+
 def full_precision(features: torch.Tensor) -> torch.autocast:
     """Where the backbone computes in bf16, the little behind it does not: of a logit of 10, bf16 knows no more than 0.06."""
     return torch.autocast(features.device.type, enabled=False)

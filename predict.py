@@ -161,6 +161,10 @@ def tell(options: Options, predictor: Predictor, paths: Sequence[str], labels: S
     if told and len(set(labels)) > 1:
         try:
             print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
+            learnt = set().union(*(learnt_from(path.parent) for path in predictor.paths))
+            if seen := sum(os.path.realpath(paths[i]) in learnt for i in told):
+                these = "these" if seen == len(told) else f"{seen} of these"
+                print(f"no score of {these}: the model learnt from them, or was picked by them")
         except ImportError:  # an exported model answers without
             print("\nthe photos' folders say their classes; to have the answers scored: pip install pandas scikit-learn")
 
@@ -184,6 +188,14 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
     if not rows:
         raise DataError("no photo given. Name photos before the flags (--checkpoint takes all that follows it), or pass - and paths.")
     return [path for path, _ in rows], [label for _, label in rows]
+
+
+def learnt_from(run: Path) -> set[str]:
+    """The real paths of the photos that a run trained on or validated with; none where a model lies without its run."""
+    if not (run / "photos.csv").is_file():
+        return set()
+    with open(run / "photos.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {os.path.realpath(row["path"]) for row in csv.DictReader(file) if row.get("path") and row.get("side") in ("train", "val")}
 
 
 def newest_checkpoint(runs: Path = Path("runs")) -> Path:

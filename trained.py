@@ -13,7 +13,7 @@ import engine
 from checkpoint import CheckpointError, shapes
 from dataset import Batches, Photos, make_loader
 from device import enough_memory, keep_memory, make_accelerator
-from model import Classifier, build_model
+from model import Classifier, add_to_head, build_model
 from transforms import RandomViews
 from views import FixedViews
 
@@ -48,13 +48,15 @@ class Trained:
 
 
 def load_model(path: Path) -> tuple[Classifier, dict]:
-    """The network of a checkpoint, ready to evaluate on the CPU, and all that the checkpoint holds. Raises CheckpointError."""
+    """The network of a checkpoint, ready to answer on the CPU, and all that the checkpoint holds. Raises CheckpointError."""
     saved = checkpoint.load(path)
-    return network(path, saved), saved
+    model = network(path, saved)
+    add_to_head(model, saved["refit"])
+    return model, saved
 
 
 def network(path: Path, saved: dict) -> Classifier:
-    """The same of a checkpoint that is loaded. Raises CheckpointError."""
+    """The network as it was scored, of a checkpoint that is loaded. Raises CheckpointError."""
     asked = saved["model"], len(saved["classes"]), "none", saved["head"], saved["covariance"]
     with torch.device("meta"):  # of no memory: a small file may name a network of 17 GB
         outline = build_model(*asked)

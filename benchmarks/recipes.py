@@ -22,6 +22,7 @@ import fitting
 import main
 import record
 from config import Config
+from loss import Loss
 from sam import SAM
 
 
@@ -89,7 +90,7 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
 }
 TOGETHER = {"lite0, lite1 and lite2 averaged": ("the defaults", "lite1", "lite2")}  # their probabilities
 TABLE = "| what | accuracy | log loss | balanced accuracy | accuracy: more than the defaults | log loss | seconds |\n" + "| --- " * 7 + "|"
-FIT = fitting.fit_head
+FIT = fitting.fit_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +109,18 @@ class Options:
 
 
 def head_kept(stem: str) -> Callable:
-    """fit_head, but a head that was fitted before is read from `stem`, of photos and backbone: it is all ways' alike, but for the prior."""
-    def fit_head(model, loader, labels, prior, accelerator, tick):
+    """fit_heads, but a head that was fitted before is read from `stem`, of photos and backbone: all ways' alike, but for the prior."""
+    def fit_heads(model, parts, balance, accelerator, tick):
         kept = Path(f"{stem}, {type(model.head).__name__}.pt")
         if not kept.exists():
-            FIT(model, loader, labels, torch.zeros_like(prior), accelerator, tick)
+            FIT(model, parts, "none", accelerator, tick)
             torch.save(model.head.state_dict(), kept)
         model.head.load_state_dict(torch.load(kept, weights_only=True))
         if isinstance(model.head, torch.nn.Linear):
             with torch.no_grad():
-                model.head.bias -= prior
-    return fit_head
+                model.head.bias -= Loss(parts[0][1].bincount(minlength=len(model.head.bias)), balance=balance).prior
+        return [model.head.state_dict()]
+    return fit_heads
 
 
 def train(job: tuple[Options, Path, str, int]) -> None:
@@ -131,9 +133,9 @@ def train(job: tuple[Options, Path, str, int]) -> None:
     main.SAM = knobs.pop("sam", SAM)
     record.EXPERIMENTS = options.out / "experiments.csv"
     config = Config(data=table, model="tf_efficientnet_lite0", image_size=options.size, epochs=options.epochs, batch=32, fold=fold,
-                    workers=0, cache=1, quiet=True, out=Path(tempfile.mkdtemp(dir=options.out)))
+                    refit=False, workers=0, cache=1, quiet=True, out=Path(tempfile.mkdtemp(dir=options.out)))
     config = dataclasses.replace(config, **knobs)
-    fitting.fit_head = head_kept(f"{options.out}/head, {config.model}, {config.covariance}, fold {fold}")
+    fitting.fit_heads = head_kept(f"{options.out}/head, {config.model}, {config.covariance}, fold {fold}")
     main.train(config).rename(options.folder(way, fold))
 
 

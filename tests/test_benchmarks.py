@@ -89,19 +89,20 @@ def test_norm_sam_leaves_matrices_where_they_are():
 def test_a_head_is_fitted_once_for_photos_backbone_and_kind(tmp_path, monkeypatch):
     fitted = []
 
-    def fit(model, loader, labels, prior, accelerator, tick):
-        fitted.append(prior.tolist())
+    def fit(model, parts, balance, accelerator, tick):
+        fitted.append(balance)
         model.head.weight.data.fill_(len(fitted))
         model.head.bias.data.zero_()
 
     monkeypatch.setattr(recipes, "FIT", fit)
-    for stem, prior, weight in (("lite1", 0.0, 1), ("lite1", 2.0, 1), ("lite2", 0.0, 2)):
+    for stem, balance, weight in (("lite1", "none", 1), ("lite1", "logits", 1), ("lite2", "none", 2)):
         model = torch.nn.Module()
         model.head = torch.nn.Linear(3, 2)
-        recipes.head_kept(str(tmp_path / stem))(model, None, None, torch.full((2,), prior), None, None)
+        recipes.head_kept(str(tmp_path / stem))(model, [(None, torch.tensor([0, 0, 0, 1]))], balance, None, None)
         assert model.head.weight.unique().tolist() == [weight]
-        assert model.head.bias.tolist() == [-prior] * 2
-    assert fitted == [[0, 0]] * 2
+        shares = [0.75, 0.25] if balance == "logits" else [1, 1]
+        torch.testing.assert_close(model.head.bias.data, -torch.tensor(shares).log())
+    assert fitted == ["none"] * 2
 
 
 def test_recipes_run_in_small_and_go_on(drawn, tmp_path, monkeypatch):

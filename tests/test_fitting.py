@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import fitting
 from dataset import Batches, Photos, make_loader
 from engine import TrainingError
-from model import build_model
+from model import add_to_head, build_model
 from views import FixedViews
 
 
@@ -21,14 +21,51 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
     paths = [str(p) for folder in sorted(drawn.iterdir())[:classes] if folder.is_dir() for p in sorted(folder.glob("*.jpg"))]
     labels = torch.arange(len(paths)) // 12
     loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 8), 0)
-    prior = torch.linspace(-3, 0, classes)                                  # what the loss would add to the logits: taken off before
-    fitting.fit_head(model, loader, labels, prior, accelerator, lambda photos: None)
+    keep = [i for i in range(len(paths)) if i % 12 > i // 12]                # 11 photos of the first class, 10 of the second, ...
+    paths, labels = [paths[i] for i in keep], labels[keep]
+    few = [i for i in range(len(paths)) if i % 3]                           # two thirds learn, the rest is heard afterwards
+    rest = sorted({*range(len(paths))} - {*few})
+    parts = [(make_loader(Photos([paths[i] for i in part], FixedViews(64, 1.0), 0, 0), Batches(len(part), 8), 0), labels[part])
+             for part in (few, rest)]
+    heads = fitting.fit_heads(model, parts, "logits", accelerator, lambda photos: None)
+    features = []
     with torch.inference_mode():
-        features = torch.cat([model.features(images.flatten(0, -4)) for images, _, _ in loader])
-        probs = (model.head(features) + prior).softmax(1)
-    scaled = (features / features.std()).numpy()
-    reference = LogisticRegression(C=fitting.HEAD_C, max_iter=1000).fit(scaled, labels)
-    np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=2e-3)
+        for loader, own in parts:
+            batches = [(model.features(images.flatten(0, -4)), index) for images, index, _ in loader]
+            features += [torch.cat([rows for rows, _ in batches])[torch.cat([index for _, index in batches]).argsort()]]
+            assert len(features[-1]) == len(own)
+    scale = features[0].std()
+    for head, seen in zip(heads, ([few], [few, rest]), strict=True):
+        rows, truth = torch.cat(features[:len(seen)]), torch.cat([labels[part] for part in seen])
+        model.head.load_state_dict(head)
+        prior = (truth.bincount() / len(truth)).log()                       # what the loss adds to the logits: taken off before
+        with torch.inference_mode():
+            probs = (model.head(rows) + prior).softmax(1)
+        scaled = (rows / scale).numpy()
+        reference = LogisticRegression(C=fitting.HEAD_C, max_iter=1000).fit(scaled, truth)
+        np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=2e-3)
+
+
+def test_the_head_is_left_as_fitted_to_the_training_photos(accelerator, drawn):
+    model = build_model(SMALL, 9, "none", covariance=4)
+    paths = [str(path) for path in sorted(drawn.glob("*/*.jpg"))]
+    labels = torch.arange(len(paths)) // 12
+    sides = {"train": [i for i in range(len(paths)) if i % 4], "val": [i for i in range(len(paths)) if i % 4 == 0]}
+
+    def loader_of(side, views):
+        own = [paths[i] for i in sides[side]]
+        return make_loader(Photos(own, views, 0, 0), Batches(len(own), 16, 0), 0)
+
+    found = []
+    for heard in (["train"], ["train", "val"]):
+        own = {side: labels[sides[side]] for side in heard}
+        found.append((fitting.start_head(model, loader_of, 64, 1.0, own, "none", accelerator, quiet=True), model.head.weight.clone()))
+    assert found[0][0] == {}
+    torch.testing.assert_close(found[0][1], found[1][1])
+    assert {name: tensor.shape for name, tensor in found[1][0].items()} == {"weight": model.head.weight.shape, "bias": (9,)}
+    assert found[1][0]["weight"].norm() > 0.01 * model.head.weight.norm()
+    add_to_head(model, found[1][0])
+    torch.testing.assert_close(model.head.weight, found[0][1] + found[1][0]["weight"])
 
 
 def test_features_that_are_not_finite_are_an_error(accelerator, drawn):
@@ -37,7 +74,18 @@ def test_features_that_are_not_finite_are_an_error(accelerator, drawn):
     paths = [str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))]
     loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 8), 0)
     with pytest.raises(TrainingError, match="not finite"):
-        fitting.fit_head(model, loader, torch.arange(9), torch.zeros(9), accelerator, lambda photos: None)
+        fitting.fit_heads(model, [(loader, torch.arange(9))], "none", accelerator, lambda photos: None)
+
+
+@pytest.mark.parametrize("covariance", [0, 4])
+def test_photos_that_are_gone_are_named_as_the_reason(accelerator, covariance):
+    model = build_model(SMALL, 9, "none", covariance=covariance)
+
+    def loader_of(_, views):
+        return make_loader(Photos(["gone.jpg"] * 9, views, 0, 0), Batches(9, 8), 0)
+
+    with pytest.raises(TrainingError, match="none can be read"):
+        fitting.start_head(model, loader_of, 64, 1.0, {"train": torch.arange(9)}, "none", accelerator, quiet=True)
 
 
 @pytest.mark.parametrize(("order", "rows"), [(0, 48), (None, 108)])             # three batches make 40; in order, the last class comes last
@@ -57,7 +105,7 @@ def test_of_very_many_photos_a_part_is_enough(accelerator, drawn, monkeypatch, o
 
     monkeypatch.setattr(LogisticRegression, "fit", watched)
     with threadpool_limits(2, "blas"):
-        fitting.fit_head(model, loader, labels, torch.zeros(9), accelerator, lambda photos: None)
+        fitting.fit_heads(model, [(loader, labels)], "none", accelerator, lambda photos: None)
     assert set(threads) <= {1}  # none where numpy has no BLAS of its own
     assert len(seen[0]) == rows
     assert len(np.unique(seen[1])) == 9

@@ -42,7 +42,7 @@ def learnt(drawn, accelerator):
     paths = [str(path) for folder in sorted(drawn.iterdir())[:5] for path in sorted(folder.glob("*.jpg"))]
     loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 16), 0)
     labels = torch.arange(60) // 12
-    fitting.fit_head(model, loader, labels, torch.zeros(5), accelerator, lambda photos: None)
+    fitting.fit_heads(model, [(loader, labels)], "none", accelerator, lambda photos: None)
     return model, loader, *fitting.learn_trust(model, loader, labels, loader, labels, accelerator)
 
 

@@ -25,17 +25,22 @@ import torch
 from conftest import ROOT, SMALL
 
 import checkpoint
+import dataset
 import engine
 import fitting
 import main
+import metrics
 import model
+import predict
 import prepare
 import record
+from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
 from predict import Predictor
 from record import RunError
 from tools import export
+from trained import load_model
 from transforms import RandomViews
 from views import ANSWER_VIEWS
 
@@ -365,9 +370,44 @@ def test_the_answers_in_val_csv_are_those_of_predict(small_config, drawn, tmp_pa
     data = shutil.copytree(drawn, tmp_path / "photos")
     for path in data.rglob("*.jpg"):  # predict.py decodes them at half their size, training at full
         cv2.imwrite(str(path), cv2.resize(cv2.imread(str(path)), (240, 180), interpolation=cv2.INTER_AREA))
-    run = main.train(dataclasses.replace(small_config, data=data, epochs=1))
+    run = main.train(dataclasses.replace(small_config, data=data, epochs=1, refit=False))
     table, probs, _ = record.read_answers(run / "val.csv")
     np.testing.assert_allclose(Predictor(run / "best.pt").probs(table.image)[0], probs, atol=1e-5)
+
+
+def test_the_score_is_taken_before_the_head_learns_from_the_photos_of_the_score(small_config, drawn, capsys):
+    alone, refit = (main.train(dataclasses.replace(small_config, epochs=1, refit=refit, out=small_config.out / str(refit)))
+                    for refit in (False, True))
+    texts = capsys.readouterr().out.split("now: python predict.py")
+    assert ["scored so, its head has learnt from them too (--no-refit: not)" in text for text in texts[:2]] == [False, True]
+    for name in ("val.csv", "log.csv"):
+        before, after = (pd.read_csv(run / name).drop(columns=["minutes"], errors="ignore") for run in (alone, refit))
+        pd.testing.assert_frame_equal(before, after)
+    before, after = (checkpoint.load(run / "best.pt") for run in (alone, refit))
+    assert before["refit"] == {}
+    assert shapes(after["refit"]) == {"weight": before["weights"]["head.weight"].shape, "bias": (9,)}
+    for name, tensor in before["weights"].items():
+        torch.testing.assert_close(after["weights"][name], tensor)
+    table, probs, truth = record.read_answers(refit / "val.csv")
+    now = Predictor(refit).probs(table.image)[0]
+    assert metrics.scores(now, truth)["loss"] < metrics.scores(probs, truth)["loss"]  # and the photos are no score of it any more
+    torch.testing.assert_close(load_model(refit / "best.pt")[0].head.weight.data,
+                               after["weights"]["head.weight"] + after["refit"]["weight"])
+
+
+def test_photos_of_a_test_side_are_asked_of_the_head_that_answers(small_config, drawn, tmp_path, capsys):
+    table = dataset.load_table(drawn).assign(image=lambda t: t.path, side=lambda t: np.arange(len(t)) % 4)
+    table["side"] = table.side.map({0: "val", 1: "test"}).fillna("train")
+    table.drop(columns="path").to_csv(tmp_path / "photos.csv", index=False)
+    run = main.train(dataclasses.replace(small_config, data=tmp_path / "photos.csv", epochs=1))
+    said = re.search(r"on the test photos: accuracy ([\d.]+)", capsys.readouterr().out).group(1)
+    tested = table[table.side == "test"]
+    predictor = Predictor(run)
+    probs, truth = predictor.probs(tested.path)[0], tested.label.map(predictor.classes.index).to_numpy()
+    assert said == f"{metrics.accuracy(probs, truth):.4f}"
+    row = record.read_table(record.EXPERIMENTS).iloc[-1]
+    assert float(row.test_loss) == pytest.approx(metrics.scores(probs, truth)["loss"], abs=1e-3)
+    assert not predict.learnt_from(run) & {os.path.realpath(path) for path in tested.path}
 
 
 def test_photos_without_an_answer_are_told_and_do_not_count(small_config, capsys, monkeypatch):
@@ -595,18 +635,19 @@ def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(smal
             torch.testing.assert_close(kept[name], torch.lerp(start[name], end[name], float(share)))
 
 
-def test_the_head_begins_with_the_classes_shares_taken_out(small_config, monkeypatch):
+def test_the_head_learns_from_both_sides_with_the_classes_shares_taken_out(small_config, monkeypatch):
     given = []
 
-    def fit_head(*arguments):
+    def fit_heads(*arguments):
         given.extend(arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(main.fitting, "fit_head", fit_head)
+    monkeypatch.setattr(main.fitting, "fit_heads", fit_heads)
     with pytest.raises(KeyboardInterrupt):
         main.train(small_config)
-    labels, prior = given[2], given[3]
-    torch.testing.assert_close(prior, (labels.bincount() / len(labels)).log())
+    _, parts, balance, *_ = given
+    assert balance == "logits"
+    assert [len(loader.dataset) for loader, _ in parts] == [len(labels) for _, labels in parts] == [86, 22]
 
 
 def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):

@@ -61,6 +61,25 @@ def test_a_folder_of_class_folders_is_scored_and_written(run, drawn, tmp_path, c
     assert printed.count(", unknown") == (table.unknown == "yes").sum()
     assert f"accuracy {(truth == table.label).mean():.4f}" in printed
     assert "macro-F1" in printed
+    assert printed.endswith("no score of these: the model learnt from them, or was picked by them\n")
+
+
+def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, capsys):
+    for path in drawn.glob("*/*_0001.jpg"):
+        (tmp_path / path.parent.name).mkdir()
+        shutil.copy(path, tmp_path / path.parent.name)
+    new = tmp_path / "Amanita", tmp_path / "Boletus"
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["image,label", *(f"{next(place.glob('*.jpg'))},{place.name}" for place in new)]))
+    predict.main(Options((table,), checkpoint=(run / "best.pt",)))
+    assert "no score" not in capsys.readouterr().out
+    with open(table, "a") as file:
+        file.write(f"\n{next(drawn.glob('Russula/*.jpg'))},Russula\n")
+    predict.main(Options((table,), checkpoint=(run / "best.pt",)))
+    assert capsys.readouterr().out.endswith("no score of 1 of these: the model learnt from them, or was picked by them\n")
+    shutil.copy(run / "best.pt", tmp_path)  # a model without its run
+    table.write_text("image,side\nx.jpg,\n")
+    assert predict.learnt_from(tmp_path) == set()
 
 
 def test_a_photo_that_cannot_be_read_is_an_error_row_and_exit_code_1(run, photo, tmp_path, capsys):

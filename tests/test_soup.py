@@ -28,6 +28,9 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
     soup.main(tuple(runs), out=tmp_path / "soup.pt", batch=16, workers=0)
     one, two, mean = (checkpoint.load(path)["weights"] for path in [*runs, tmp_path / "soup.pt"])
     torch.testing.assert_close(mean["head.weight"], (one["head.weight"] + two["head.weight"]) / 2)
+    one_refit, two_refit, refit = (checkpoint.load(path)["refit"] for path in [*runs, tmp_path / "soup.pt"])
+    torch.testing.assert_close(refit["weight"], (one_refit["weight"] + two_refit["weight"]) / 2)
+    assert soup.mean_refit([{"refit": one_refit}, {"refit": {}}]) == {}
     assert not torch.equal(mean["backbone.bn1.running_mean"], (one["backbone.bn1.running_mean"] + two["backbone.bn1.running_mean"]) / 2)
     lines = capsys.readouterr().out.splitlines()
     for path, line in zip([*runs, tmp_path / "soup.pt"], lines[-3:], strict=True):
@@ -45,7 +48,7 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
     with pytest.raises(CheckpointError, match="cosine.pt: has another head"):
         soup.main((runs[0], tmp_path / "cosine.pt"), out=tmp_path / "soup.pt")
     odd = {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"}
-    checkpoint.save(tmp_path / "odd.pt", odd | {"weights": odd["weights"] | {"head.weight": torch.zeros(3, 5)}})
+    checkpoint.save(tmp_path / "odd.pt", odd | {"refit": {}, "weights": odd["weights"] | {"head.weight": torch.zeros(3, 5)}})
     with pytest.raises(CheckpointError, match="odd.pt: its weights do not fit those of"):
         soup.main((runs[0], tmp_path / "odd.pt"), out=tmp_path / "soup.pt")
     with pytest.raises(CheckpointError, match="no checkpoint given"):

@@ -55,7 +55,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     labels = torch.tensor([classes.index(label) for label in photos.label])
     size, crop = input_size(config.model, config.image_size)
 
-    def loader_of(views, epochs: int = 1):
+    def loader_of(_side: str, views, epochs: int = 1):
         read = Photos(photos.path, views, config.seed, views.min_side)
         return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed, epochs), config.workers)
 
@@ -71,7 +71,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     model, sgd = accelerator.prepare(model, sgd)
     optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
     if config.head_first:
-        fitting.start_head(model, loader_of, size, crop, labels, loss_of.prior, accelerator, config.quiet)
+        fitting.start_head(model, loader_of, size, crop, {"train": labels}, config.balance, accelerator, config.quiet)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
@@ -81,7 +81,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     def too_high() -> bool:
         return len(losses) == steps or not losses[-1] < 2 * np.mean(losses[:5]) + 1
 
-    loader = loader_of(RandomViews(size, 1, config.augment), epochs=steps)
+    loader = loader_of("train", RandomViews(size, 1, config.augment), epochs=steps)
     batches = iter(loader)
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": config.accumulate}
     with Bar("climbing", steps, 0, accelerator, config.quiet) as bar:

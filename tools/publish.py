@@ -58,8 +58,8 @@ Names what is on a photo: one of {classes}. A {model} at {size} x {size} pixels,
 ## How good it is
 
 On {judged} photos that it did not learn from, eight views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
-macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}. What was kept was picked on the same photos, which flatters
-a little; photos of other people and other places are harder.
+macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}.
+{since}What was kept was picked on the same photos, which flatters a little; photos of other people and other places are harder.
 
 | class | photos learnt from | photos judged | of these recognised |
 | --- | --- | --- | --- |
@@ -146,7 +146,8 @@ def card(run: Path, saved: dict, repo: str, license: str, timm_reads: bool) -> s
     dangers = [plain(f"{name}: {note['note']}.") for name, note in saved["notes"].items() if note["danger"] == "deadly"]
     return CARD.format(
         license=license, title=repo.split("/")[-1], classes=", ".join(names), model=saved["model"], size=saved["image_size"],
-        learnt=learnt.sum(), dangers=" ".join(dangers), judged=len(labels), **scores,
+        since="Since then its head has learnt from these photos too. " if saved["refit"] else "", learnt=learnt.sum(),
+        dangers=" ".join(dangers), judged=len(labels), **scores,
         error=np.sqrt(scores["accuracy"] * (1 - scores["accuracy"]) / len(labels)), ece=metrics.calibration_error(probs, labels),
         rows="\n".join(rows), example=EXAMPLE, library="timm" if timm_reads else "onnx", timm=TIMM.format(repo=repo) if timm_reads else "")
 

@@ -83,7 +83,8 @@ def cost(plain: Predictor, small: Predictor, photos) -> str:
         answers.append(probs[read].argmax(1))
         score = metrics.scores(probs[read], labels[read])
         lines.append(f"{name}: accuracy {score['accuracy']:.4f}, log loss {score['loss']:.3f} on {read.sum()} photos, {seconds:.1f} s")
-    return "\n".join([*lines, f"{(answers[0] == answers[1]).mean():.1%} of the answers are the same"])
+    same = f"{(answers[0] == answers[1]).mean():.1%} of the answers are the same"
+    return "\n".join([*lines, f"{same}. The difference counts; the run's score is in its report"])
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     if not one_split:
         mix(*(other["weights"] for other in saved))
         trusted = {name: float(np.mean([other[name] for other in saved])) for name in ("temperature", "known_limit")}
-        checkpoint.save(out, {**first, "weights": model.state_dict(), **trusted})
+        checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit(saved), **trusted})
         print(f"{out}: the mean of {len(saved)} models; no score, as each photo was learnt from by some of them")
         return
     alone = [accuracy(other["weights"]) for other in saved]
@@ -108,7 +108,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     answer_loader = loader_of("val", FixedViews(size, crop, ANSWER_VIEWS))
     _, learnt = fitting.learn_trust(model, eval_loader, labels["train"], answer_loader, labels["val"], accelerator)
     trusted = {name: learnt[name] for name in ("temperature", "known_limit")}
-    checkpoint.save(out, {**first, "weights": model.state_dict(), **trusted})
+    checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit([saved[k] for k in chosen]), **trusted})
     print(f"{out}: accuracy {score:.4f}, the mean of {' '.join(str(checkpoints[k]) for k in chosen)}")
 
 
@@ -116,6 +116,11 @@ def same_directions(weights: dict[str, torch.Tensor], others: dict[str, torch.Te
     """Up to rounding, which the size of a batch changes."""
     found = [(weights[name], others[name]) for name in weights if name.startswith("covariances.") and name.endswith(".W")]
     return all((one - other).abs().max() <= 1e-2 * one.abs().max() for one, other in found)
+
+
+def mean_refit(saved: Sequence[dict]) -> dict[str, torch.Tensor]:
+    """What the validation photos add to the head, in the mean: the mean itself is scored without (model.add_to_head)."""
+    return mean_weights([other["refit"] for other in saved]) if all(other["refit"] for other in saved) else {}
 
 
 def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
