@@ -31,7 +31,7 @@ class Config:
     keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); off = the batch's own
 
     # --- training ---
-    epochs: int = 30  # passes over the training photos
+    epochs: int = 30  # passes over the training photos; 0 = the fitted head alone, in a minute
     batch: int = 64  # photos a step, over all devices together
     lr: float = 0.008  # peak learning rate of SGD, of the backbone's last layer
     head_lr: float = 0.01  # the fitted head's rate, as a share of that: it has the answer already; a head that was not fitted learns at lr
@@ -84,7 +84,7 @@ class Config:
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("covariance", 0 <= self.covariance <= 256, "the head sees the square of them: use 0 (off), or 32 to 64"),
-            ("epochs", self.epochs >= 1, "training needs at least one pass: use 1 or more"),
+            ("epochs", self.epochs >= (0 if self.head_first else 1), "a head that is not fitted first has all to learn: use 1 or more"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("progressive", 0.25 <= self.progressive <= 1, "it is a share of the image size: use 0.5 to 1 (full size from the start)"),
             ("accumulate", self.accumulate >= 1, "use 1 for the whole batch at once, or a number of parts"),

@@ -24,9 +24,9 @@ from views import HEAD_VIEWS, FixedViews
 
 SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
-HEAD_ROWS = 50_000  # views that the head is fitted on, at most: B6's features of as many are 0.9 GB, twice that while they are put in order
+HEAD_ROWS = 30_000  # views that the head is fitted on, at most: B6's features of as many are 0.6 GB, twice that while they are put in order
 NO_PHOTO = "of the photos to learn from, or to judge by, none can be read: they are gone, or broken. Put them back."
-HEAD_C = 0.01  # inverse L2 strength of the head's fit; of 0.003 to 0.15, within 0.005 of the best log loss over 5 folds of fungi9
+HEAD_C = 0.06  # inverse L2 strength of the head's fit, a photo: half as much, or twice, changes little (docs/EXPERIMENTS.md)
 
 
 def head_views(photos: int) -> int:
@@ -89,15 +89,15 @@ def fit_heads(model, parts: Sequence[tuple[DataLoader, torch.Tensor]], balance: 
     """Start the head as the logistic regression on the backbone's features, in place of random numbers.
 
     A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
-    know (Kumar et al. 2022, arXiv 2202.10054). parts: loaders of photos in one or many fixed views, each of which counts as
-    a photo: the more the head has seen, the less it learns by heart; with each, the labels int64 (N,). The head is fitted to the first
-    part, then to the first two, and so on; returns the weights of each, and leaves the first in the model. A part is read until there
-    are HEAD_ROWS of it and each class is among them; give more than that in random order. balance: the classes' shares are taken out as
-    the loss will put them in (loss.Loss), so that the head begins where it will be held. Raises TrainingError.
+    know (Kumar et al. 2022, arXiv 2202.10054). parts: loaders of photos in one or many fixed views (the more, the less it learns by
+    heart), and their labels int64 (N,). It is fitted to the first part, then to the first two, and so on; returns the weights of each,
+    by name, and leaves the first in the model. A part is read until there are HEAD_ROWS of it and each class is among them; give more
+    than that in random order. balance: the classes' shares are taken out as the loss will put them in (loss.Loss), so that the head
+    begins where it will be held. Raises TrainingError.
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
-    fit, heads, classes, scale = LogisticRegression(C=HEAD_C, max_iter=1000, warm_start=True), [], len(model.head.weight), 0.0
+    fit, heads, classes, scale = LogisticRegression(max_iter=1000, warm_start=True), [], len(model.head.weight), 0.0
     features, truth = np.empty((0, model.head.weight.shape[1]), np.float32), np.empty(0, np.int64)
     for loader, labels in parts:
         index, more = gathered(some_features(model, loader, labels, accelerator, tick))
@@ -106,8 +106,9 @@ def fit_heads(model, parts: Sequence[tuple[DataLoader, torch.Tensor]], balance: 
         more /= scale
         features, truth = np.concatenate([features, more]) if heads else more, np.concatenate([truth, labels[index].numpy()])
         if accelerator.is_main_process:
+            views = len(index) / len(np.unique(index))
             with threadpool_limits(1):                                     # many wait for each other: 16 took minutes
-                fit.fit(features, truth)
+                fit.set_params(C=HEAD_C / views).fit(features, truth)
             prior = Loss(torch.from_numpy(truth).bincount(minlength=classes), balance=balance).prior
             set_head(model.head, fit.coef_ / scale, fit.intercept_, prior)
         with torch.no_grad():

@@ -44,7 +44,7 @@ from views import ANSWER_VIEWS, FixedViews
 
 USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError,
                engine.TrainingError, record.RunError)
-AND_NOW = "; scored so, its head has learnt from them too (--no-refit: not)"
+SINCE = "since that score, its head has learnt from these photos too (--no-refit leaves it)\n"
 
 
 def train(config: Config) -> Path:
@@ -88,7 +88,7 @@ def train(config: Config) -> Path:
         batches = Batches(len(photos), max(1, config.batch // views.count), seed, epochs, **world)
         return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)
 
-    train_loader = loader_of("train", train_views, config.seed, config.epochs)
+    train_loader = loader_of("train", train_views, config.seed, max(1, config.epochs))
     val_loader = loader_of("val", FixedViews(size, crop), stay=True)
     epoch_steps = train_loader.batch_sampler.batches
 
@@ -158,7 +158,7 @@ def train(config: Config) -> Path:
         if accelerator.is_main_process:
             record.write_table(run / "log.csv", pd.DataFrame(history))
 
-    if accelerator.device.type == "cpu":
+    if accelerator.device.type == "cpu" and config.epochs:
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
     if not saved and accelerator.is_main_process:
         draw_a_batch(run, train_loader, labels["train"], classes, config)
@@ -205,9 +205,9 @@ def train(config: Config) -> Path:
 
     # The end: what is kept, asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     accelerator.wait_for_everyone()  # best.pt is read by all
-    winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}"
+    winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}" if best(history)["epoch"] else "the head alone"
     answer_views = FixedViews(size, crop, ANSWER_VIEWS)
-    if config.wise and config.head_first:
+    if config.wise and config.head_first and config.epochs:
         start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
         places = fitting.on_the_way(judged, start, end, val_loader, accelerator)
         losses = {share: scores_of(probs, "val")["loss"] for share, probs in places}
@@ -250,7 +250,7 @@ def train(config: Config) -> Path:
         f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
     tell(
         f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
-        f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from{AND_NOW if refit else ''}\n"
+        f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n{SINCE if refit else ''}"
         f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
     return run
 

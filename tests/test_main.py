@@ -40,6 +40,7 @@ from dataset import DataError
 from predict import Predictor
 from record import RunError
 from tools import export
+from tools.report import write_report
 from trained import load_model
 from transforms import RandomViews
 from views import ANSWER_VIEWS
@@ -379,7 +380,7 @@ def test_the_score_is_taken_before_the_head_learns_from_the_photos_of_the_score(
     alone, refit = (main.train(dataclasses.replace(small_config, epochs=1, refit=refit, out=small_config.out / str(refit)))
                     for refit in (False, True))
     texts = capsys.readouterr().out.split("now: python predict.py")
-    assert ["scored so, its head has learnt from them too (--no-refit: not)" in text for text in texts[:2]] == [False, True]
+    assert [main.SINCE in text for text in texts[:2]] == [False, True]
     for name in ("val.csv", "log.csv"):
         before, after = (pd.read_csv(run / name).drop(columns=["minutes"], errors="ignore") for run in (alone, refit))
         pd.testing.assert_frame_equal(before, after)
@@ -393,6 +394,24 @@ def test_the_score_is_taken_before_the_head_learns_from_the_photos_of_the_score(
     assert metrics.scores(now, truth)["loss"] < metrics.scores(probs, truth)["loss"]  # and the photos are no score of it any more
     torch.testing.assert_close(load_model(refit / "best.pt")[0].head.weight.data,
                                after["weights"]["head.weight"] + after["refit"]["weight"])
+
+
+def test_no_epochs_are_the_fitted_head_alone(small_config, capsys):
+    run = main.train(dataclasses.replace(small_config, epochs=0))
+    printed = capsys.readouterr().out
+    assert "best: the head alone;" in printed
+    assert "on the way" not in printed
+    kept, head = (checkpoint.load(run / name) for name in ("best.pt", "head.pt"))
+    assert kept["kept"] == "the head alone"
+    for name, tensor in head["weights"].items():
+        if not name.startswith("known."):  # that is fitted afterwards
+            torch.testing.assert_close(kept["weights"][name], tensor)
+    assert pd.read_csv(run / "log.csv").epoch.tolist() == [0]
+    write_report(run)
+    with pytest.raises(ConfigError, match="--resume .*has finished its 0 epochs"):
+        main.train(Config(resume=run))
+    with pytest.raises(ConfigError, match="--epochs 0: a head that is not fitted first"):
+        dataclasses.replace(small_config, epochs=0, head_first=False)
 
 
 def test_photos_of_a_test_side_are_asked_of_the_head_that_answers(small_config, drawn, tmp_path, capsys):
