@@ -179,6 +179,7 @@ def train(config: Config) -> Path:
                 ema.set(learner)
             judge(epoch=0)
             save("head.pt")
+            progress["minutes"] = history[0]["minutes"]
         save_last()
 
     with StopRequest(accelerator, run) as stop:

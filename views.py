@@ -19,7 +19,7 @@ class View(NamedTuple):
     detail: float = 1.0  # share of its pixels a side that are left: below 1, a photo that was small, and enlarged
 
 
-# The evaluation crop first, then mirrored, nearer and farther. Two in eight, and a quarter of those that the head is fitted on, are blurred:
+# The evaluation crop first, then mirrored, nearer and farther. Two in eight, and a quarter of those that the head learns from, are blurred:
 # photos from elsewhere are small or large, and where a class's photos were all of one kind, that must not give it away.
 VIEWS = (
     View(), View(mirrored=True), View(1.2), View(1.2, mirrored=True), View(0.85), View(0.85, mirrored=True),

@@ -406,8 +406,11 @@ def test_no_epochs_are_the_fitted_head_alone(small_config, capsys):
     for name, tensor in head["weights"].items():
         if not name.startswith("known."):  # that is fitted afterwards
             torch.testing.assert_close(kept["weights"][name], tensor)
-    assert pd.read_csv(run / "log.csv").epoch.tolist() == [0]
-    write_report(run)
+    log = pd.read_csv(run / "log.csv")
+    assert log.epoch.tolist() == [0]
+    assert checkpoint.load(run / "last.pt")["progress"]["minutes"] == pytest.approx(log.minutes[0]) != 0
+    assert "Kept as best.pt: the head alone." in write_report(run).read_text(encoding="utf-8")
+    assert not (run / "report/curves.png").exists()  # of a single point
     with pytest.raises(ConfigError, match="--resume .*has finished its 0 epochs"):
         main.train(Config(resume=run))
     with pytest.raises(ConfigError, match="--epochs 0: a head that is not fitted first"):

@@ -55,7 +55,7 @@ def write_report(run: Path) -> Path:
     sides = pd.crosstab(photos.label, photos.side[photos.side != ""])
     sides = sides[[side for side in SIDES if side in sides]]
     counts, by_class = metrics.confusion(probs, labels), metrics.per_class(probs, labels)
-    best = checkpoint.load(run / "best.pt")
+    best, epochs = checkpoint.load(run / "best.pt"), log.epoch.max()
     kept = best.get("kept", "one of these")  # a run of an earlier day does not say
     since = " Since it was scored, its head has learnt from the validation photos too." if best["refit"] else ""
     shares = [[f"{share:.3f}" for share in row[:3]] + [f"{row[3]:.0f}"] for row in by_class]
@@ -68,8 +68,8 @@ def write_report(run: Path) -> Path:
                  "log loss": f"{metrics.log_loss(probs, labels):.3f}",
                  "calibration error": f"{metrics.calibration_error(probs, labels):.3f}",
                  "photos judged": str(len(labels)), "minutes": f"{log.minutes.max():.1f}"}),
-        section("Training", f"Each epoch. Kept as best.pt: {kept}.{since}",
-                drawn("curves", plots.curves, log, sam, alt="curves of loss, accuracy, learning rate and gradient norm")),
+        section("Training", f"{'Each epoch. ' if epochs else ''}Kept as best.pt: {kept}.{since}",
+                drawn("curves", plots.curves, log, sam, alt="curves of loss, accuracy, rate and gradient norm") if epochs else ""),
         section("Confusion, photos", "Rows are the truth, columns the answer.",
                 drawn("confusion", plots.confusion, counts, classes, False, alt="confusion matrix, counts")),
         section("Confusion, percent", "The same as shares of each row, so that rare classes can be read.",
