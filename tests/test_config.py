@@ -22,7 +22,7 @@ def test_defaults_are_the_entry_s():
 
 @pytest.mark.parametrize(("knob", "value"), [
     ("folds", 1), ("fold", 5), ("fold", -2), ("image_size", 16), ("image_size", LARGEST_PHOTO + 1), ("image_size", -224), ("workers", -2),
-    ("cache", -1.0), ("epochs", 0),
+    ("cache", -1.0), ("epochs", -1),
     ("batch", 1), ("accumulate", 0), ("lr", 0.0), ("lr", float("nan")), ("lr", float("inf")), ("momentum", 1.0), ("weight_decay", -0.1),
     ("warmup", 1.0), ("progressive", 0.1), ("layer_decay", 0.0), ("freeze", 1.5), ("ema", 1.0), ("smoothing", 1.0), ("focal", -1.0),
     ("arcface", 1.6), ("head_lr", -0.1), ("augment", 1.1), ("clip", -1.0), ("mixup", -0.2), ("rho", -0.05), ("rho", float("nan")),
