@@ -84,7 +84,7 @@ class Config:
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("covariance", 0 <= self.covariance <= 256, "the head sees the square of them: use 0 (off), or 32 to 64"),
-            ("epochs", self.epochs >= (0 if self.head_first else 1), "a head that is not fitted first has all to learn: use 1 or more"),
+            ("epochs", self.epochs >= 1 - self.head_first, "a head that is not fitted first has all to learn: use 1 or more, or 0 with it"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("progressive", 0.25 <= self.progressive <= 1, "it is a share of the image size: use 0.5 to 1 (full size from the start)"),
             ("accumulate", self.accumulate >= 1, "use 1 for the whole batch at once, or a number of parts"),

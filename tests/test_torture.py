@@ -52,11 +52,11 @@ def test_a_crash_and_a_hang_are_counted_and_the_next_photo_is_read(monkeypatch):
 
 def test_a_training_that_fails_by_itself_ends_the_count_instead_of_being_tried_for_ever(monkeypatch):
     """As on a full disk, where the tests once ran until CI's time was over."""
-    failing = [*interruptions.NEW[:-1], "--epochs", "0", "--out"]
+    failing = [*interruptions.NEW[:-1], "--epochs", "-1", "--out"]
     with monkeypatch.context() as patch:
         patch.setattr(interruptions, "_reference", lambda work: (60, torch.zeros(1)))
         patch.setattr(interruptions, "NEW", failing)
-        with pytest.raises(RuntimeError, match="--epochs 0: training needs at least one pass"):
+        with pytest.raises(RuntimeError, match="--epochs -1: a head that is not fitted first"):
             interruptions.kill_and_resume(1, seed=0)
 
     def launch(work, processes, machines, *arguments):
