@@ -45,7 +45,7 @@ class Config:
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
     freeze: float = 0.0  # share of the backbone's layers, from the photo on, that keep their pretrained weights; 0.5 saves 2/5 of a step
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
-    refit: bool = True  # once they have told how good it is without, the fitted head learns from the validation photos too; off = never
+    refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; off = never
     wise: bool = True  # places on the way from the head-first weights to the last epoch may be kept too (WiSE-FT); off = epochs alone
 
     # --- the loss ---
@@ -84,7 +84,7 @@ class Config:
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("covariance", 0 <= self.covariance <= 256, "the head sees the square of them: use 0 (off), or 32 to 64"),
-            ("epochs", self.epochs >= 1 - self.head_first, "a head that is not fitted first has all to learn: use 1 or more, or 0 with it"),
+            ("epochs", self.epochs >= 1 - self.head_first, "a head that is not fitted first has all to learn: use 1 or more; with --head-first, 0 too"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("progressive", 0.25 <= self.progressive <= 1, "it is a share of the image size: use 0.5 to 1 (full size from the start)"),
             ("accumulate", self.accumulate >= 1, "use 1 for the whole batch at once, or a number of parts"),
