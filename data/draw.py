@@ -15,7 +15,8 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, Python looks beside the script alone
-from data.mushroom import GENERA, OVERSAMPLE, blend, draw_mushroom, noise, pick, weigh
+from data.mushroom import GENERA, OVERSAMPLE, draw_mushroom
+from data.sprite import blend, noise, pick, weigh
 
 SIZES = (300, 320, 340), (320, 360, 400)  # heights and widths of photos, pixels
 JPEG_QUALITY = 84, 95                     # from, below
