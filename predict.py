@@ -5,10 +5,7 @@ In a notebook: `Predictor("runs/x/best.pt")("photo.jpg")`. Imports little at the
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -20,7 +17,8 @@ import tyro
 from tqdm import tqdm
 
 import trust
-from checkpoint import CheckpointError, WriteError, atomic_file, check_exists, models_of
+from answers import no_score, print_json, report, write_csv
+from checkpoint import CheckpointError, WriteError, check_exists, models_of
 from photos import DataError, is_photo, read_csv, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
@@ -161,10 +159,8 @@ def tell(options: Options, predictor: Predictor, paths: Sequence[str], labels: S
     if told and len(set(labels)) > 1:
         try:
             print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
-            learnt = set().union(*(learnt_from(path.parent) for path in predictor.paths))
-            if seen := sum(os.path.realpath(paths[i]) in learnt for i in told):
-                these = "these" if seen == len(told) else f"{seen} of these"
-                print(f"no score of {these}: the model learnt from them, or was picked by them")
+            if warning := no_score([paths[i] for i in told], [path.parent for path in predictor.paths]):
+                print(warning)
         except ImportError:  # an exported model answers without
             print("\nthe photos' folders say their classes; to have the answers scored: pip install pandas scikit-learn")
 
@@ -190,14 +186,6 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
     return [path for path, _ in rows], [label for _, label in rows]
 
 
-def learnt_from(run: Path) -> set[str]:
-    """The real paths of the photos that a run trained on or validated with; none where a model lies without its run."""
-    if not (run / "photos.csv").is_file():
-        return set()
-    with open(run / "photos.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return {os.path.realpath(row["path"]) for row in csv.DictReader(file) if row.get("path") and row.get("side") in ("train", "val")}
-
-
 def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     """Of all runs' best.pt and best.onnx (newer than its checkpoint until the run finds a better epoch), and folders of finished folds."""
     found = sorted((file for name in ("best.pt", "best.onnx", "oof.csv") for file in runs.glob(f"*/{name}")),
@@ -205,48 +193,6 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     if not found:
         raise CheckpointError(f"{runs}/: no trained model in it. Train one with `python main.py`, or pass --checkpoint FILE.")
     return found[-1].parent if found[-1].name == "oof.csv" else found[-1]
-
-
-def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str], classes: list[str]) -> None:
-    """A line a photo: {"image", "label", "prob", the keys of `more`, "probs": {class: probability, likeliest first}}, or
-    {"image", "error"}.
-    """
-    for i, path in enumerate(paths):
-        line = {"image": path, "error": errors[i]} if i in errors else {
-            "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
-            **{name: str(column[i]) if column.dtype.kind == "U" else round(float(column[i]), 6) for name, column in more.items()},
-            "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
-        plain = path.isprintable() and "utf" in (sys.stdout.encoding or "").lower()  # a name that is no UTF-8 cannot be printed
-        print(json.dumps(line, ensure_ascii=not plain))
-
-
-def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],
-              classes: list[str]) -> None:
-    """image,label,prob, the columns of `more`, and one for each class; of a photo that cannot be read, the label is "error: why"
-    and the rest is empty.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "prob", *more, *classes])
-    for i, path in enumerate(paths):
-        best = probs[i].argmax()
-        cells = (probs[i, best], *(column[i] for column in more.values()), *probs[i])
-        written = [""] * len(cells) if i in errors else [cell if isinstance(cell, str) else f"{cell:.6f}" for cell in cells]
-        writer.writerow([path, f"error: {errors[i]}" if i in errors else classes[best], *written])
-    with atomic_file(file) as out:
-        out.write(text.getvalue().encode(errors="surrogateescape"))  # names as the disk has them
-
-
-def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
-    """Scores of photos whose folder or CSV tells the truth."""
-    import pandas as pd  # these two take longer than a photo's answer
-
-    import metrics
-    table = pd.DataFrame(metrics.confusion(probs, labels), index=classes, columns=[f"{i}" for i in range(len(classes))])
-    table.index = [f"{i} {name}" for i, name in enumerate(classes)]
-    with pd.option_context("display.unicode.east_asian_width", True, "display.width", None):
-        return (f"\naccuracy {metrics.accuracy(probs, labels):.4f}, macro-F1 {metrics.macro_f1(probs, labels):.4f} on {len(labels)} photos"
-                f" (rows: the truth; columns: the answer)\n{table.to_string()}")
 
 
 if __name__ == "__main__":

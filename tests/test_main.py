@@ -31,9 +31,9 @@ import fitting
 import main
 import metrics
 import model
-import predict
 import prepare
 import record
+from answers import learnt_from
 from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
@@ -429,7 +429,7 @@ def test_photos_of_a_test_side_are_asked_of_the_head_that_answers(small_config, 
     assert said == f"{metrics.accuracy(probs, truth):.4f}"
     row = record.read_table(record.EXPERIMENTS).iloc[-1]
     assert float(row.test_loss) == pytest.approx(metrics.scores(probs, truth)["loss"], abs=1e-3)
-    assert not predict.learnt_from(run) & {os.path.realpath(path) for path in tested.path}
+    assert not learnt_from(run) & {os.path.realpath(path) for path in tested.path}
 
 
 def test_photos_without_an_answer_are_told_and_do_not_count(small_config, capsys, monkeypatch):

@@ -12,6 +12,7 @@ from conftest import ROOT, save_random_model
 
 import checkpoint
 import predict
+from answers import learnt_from
 from checkpoint import CheckpointError, WriteError
 from photos import sentence
 from predict import Options, Predictor
@@ -79,7 +80,7 @@ def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, ca
     assert capsys.readouterr().out.endswith("no score of 1 of these: the model learnt from them, or was picked by them\n")
     shutil.copy(run / "best.pt", tmp_path)  # a model without its run
     table.write_text("image,side\nx.jpg,\n")
-    assert predict.learnt_from(tmp_path) == set()
+    assert learnt_from(tmp_path) == set()
 
 
 def test_a_photo_that_cannot_be_read_is_an_error_row_and_exit_code_1(run, photo, tmp_path, capsys):

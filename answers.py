@@ -1,0 +1,76 @@
+"""Answers about many photos as others read them: JSON lines, a CSV, scores where the truth is known.
+
+Imports little at the top, as predict.py does, so that an exported model answers at once.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from checkpoint import atomic_file
+
+
+def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str], classes: list[str]) -> None:
+    """A line a photo: {"image", "label", "prob", the keys of `more`, "probs": {class: probability, likeliest first}}, or
+    {"image", "error"}.
+    """
+    for i, path in enumerate(paths):
+        line = {"image": path, "error": errors[i]} if i in errors else {
+            "image": path, "label": classes[probs[i].argmax()], "prob": round(float(probs[i].max()), 6),
+            **{name: str(column[i]) if column.dtype.kind == "U" else round(float(column[i]), 6) for name, column in more.items()},
+            "probs": {classes[k]: round(float(probs[i, k]), 6) for k in probs[i].argsort()[::-1]}}
+        plain = path.isprintable() and "utf" in (sys.stdout.encoding or "").lower()  # a name that is no UTF-8 cannot be printed
+        print(json.dumps(line, ensure_ascii=not plain))
+
+
+def write_csv(file: Path, paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str],
+              classes: list[str]) -> None:
+    """image,label,prob, the columns of `more`, and one for each class; of a photo that cannot be read, the label is "error: why"
+    and the rest is empty.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "prob", *more, *classes])
+    for i, path in enumerate(paths):
+        best = probs[i].argmax()
+        cells = (probs[i, best], *(column[i] for column in more.values()), *probs[i])
+        written = [""] * len(cells) if i in errors else [cell if isinstance(cell, str) else f"{cell:.6f}" for cell in cells]
+        writer.writerow([path, f"error: {errors[i]}" if i in errors else classes[best], *written])
+    with atomic_file(file) as out:
+        out.write(text.getvalue().encode(errors="surrogateescape"))  # names as the disk has them
+
+
+def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
+    """Scores of photos whose folder or CSV tells the truth."""
+    import pandas as pd  # these two take longer than a photo's answer
+
+    import metrics
+    table = pd.DataFrame(metrics.confusion(probs, labels), index=classes, columns=[f"{i}" for i in range(len(classes))])
+    table.index = [f"{i} {name}" for i, name in enumerate(classes)]
+    with pd.option_context("display.unicode.east_asian_width", True, "display.width", None):
+        return (f"\naccuracy {metrics.accuracy(probs, labels):.4f}, macro-F1 {metrics.macro_f1(probs, labels):.4f} on {len(labels)} photos"
+                f" (rows: the truth; columns: the answer)\n{table.to_string()}")
+
+
+def no_score(paths: Sequence[str], runs: Sequence[Path]) -> str:
+    """A warning where one of the runs learnt from photos of these, or was picked by them; "" where none did."""
+    learnt = set().union(*map(learnt_from, runs))
+    seen = sum(os.path.realpath(path) in learnt for path in paths)
+    these = "these" if seen == len(paths) else f"{seen} of these"
+    return f"no score of {these}: the model learnt from them, or was picked by them" if seen else ""
+
+
+def learnt_from(run: Path) -> set[str]:
+    """The real paths of the photos that a run trained on or validated with; none where a model lies without its run."""
+    if not (run / "photos.csv").is_file():
+        return set()
+    with open(run / "photos.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return {os.path.realpath(row["path"]) for row in csv.DictReader(file) if row.get("path") and row.get("side") in ("train", "val")}
