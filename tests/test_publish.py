@@ -77,6 +77,9 @@ def test_the_card_says_how_good_it_is_and_what_is_deadly(run, published):
     assert "On 12 photos" in card
     assert "Amanita: the liver fails." in card
     assert "Never eat a mushroom" in card
+    cards = [publish.card(run, checkpoint.load(run / "best.pt") | {"refit": refit}, "me/x", "mit", timm_reads=True)
+             for refit in ({}, {"bias": torch.zeros(9)})]
+    assert ["its head has learnt from these photos too" in text for text in cards] == [False, True]
 
 
 def test_the_card_survives_the_names_of_classes(run, tmp_path):

@@ -23,7 +23,7 @@ def test_a_report_tells_the_scores_of_the_log_and_needs_no_other_file(run):
     right = answers.drop(columns=["image", "label"]).idxmax(axis=1) == answers.label
     assert f"<b>{right.mean():.1%}</b>accuracy" in text
     assert set(re.findall(r'(?:src|href)="([^,"]*)', text)) == {"data:image/png;base64"}
-    assert f"Kept as best.pt: {checkpoint.load(run / 'best.pt')['kept']}." in text
+    assert f"Each epoch. Kept as best.pt: {checkpoint.load(run / 'best.pt')['kept']}. Since it was scored, its head has learnt" in text
     pictures = {"curves", "confusion", "confusion_share", "classes", "calibration", "worst", "surest", "balance"}
     assert {path.stem for path in (run / "report").glob("*.png")} == pictures
     assert text.count("<img") == len(pictures) + 1  # and batch.png

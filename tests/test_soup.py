@@ -64,6 +64,7 @@ def test_a_soup_of_folds_has_no_score_and_their_mean_temperature(run, small_conf
     assert capsys.readouterr().out.endswith("soup.pt: the mean of 2 models; no score, as each photo was learnt from by some of them\n")
     one, two, mean = (checkpoint.load(path) for path in (folds / "fold0/best.pt", folds / "fold1/best.pt", tmp_path / "soup.pt"))
     torch.testing.assert_close(mean["weights"]["head.weight"], (one["weights"]["head.weight"] + two["weights"]["head.weight"]) / 2)
+    torch.testing.assert_close(mean["refit"]["weight"], (one["refit"]["weight"] + two["refit"]["weight"]) / 2)
     for name in ("temperature", "known_limit"):
         assert mean[name] == pytest.approx((one[name] + two[name]) / 2)
     with pytest.raises(CheckpointError, match="--greedy: the runs have other splits"):

@@ -4,7 +4,7 @@ from conftest import gradient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from views import ANSWER_VIEWS, VIEWS, FixedViews, View, crop_view
+from views import ANSWER_VIEWS, HEAD_VIEWS, VIEWS, FixedViews, View, crop_view
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.integers(8, 96), st.sampled_from(VIEWS))
@@ -51,4 +51,5 @@ def test_there_are_sixteen_views(views):
 
 def test_a_photo_is_as_large_as_the_nearest_view_needs():
     assert FixedViews(224, 0.875).min_side == 256           # 224 / 0.875
+    assert FixedViews(224, 0.875, HEAD_VIEWS).min_side == 512    # 1 / 2
     assert FixedViews(224, 0.875, ANSWER_VIEWS).min_side == 307  # of which the nearest shows 1 / 1.2 a side
