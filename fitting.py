@@ -23,7 +23,7 @@ from model import full_precision
 from views import HEAD_VIEWS, FixedViews
 
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
-HEAD_ROWS = 30_000  # views of a side that the head is fitted on, at most: B6's are 0.6 GB, and as much while they are put in order
+HEAD_ROWS = 20_000  # views of a side that the head is fitted on, at most: B6's are 0.4 GB, and as much while they are put in order
 NO_PHOTO = "of the photos to learn from, or to judge by, none can be read: they are gone, or broken. Put them back."
 HEAD_C = 0.06  # inverse L2 strength of the head's fit, a photo: half as much, or twice, changes little (docs/EXPERIMENTS.md)
 

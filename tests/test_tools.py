@@ -66,7 +66,7 @@ def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
     own = tuple(flags(dataclasses.replace(small_config, epochs=1, out=None, rho=0.05)))
     own = tuple(part for part in own if part != "None")
     study = tune(own, 1, tmp_path / "study")
-    assert study.trials[0].params == {"lr": 0.008, "rho": 0.05, "mixup": 0.2, "weight_decay": 1e-4}
+    assert study.trials[0].params == {"lr": 0.008, "rho": 0.05, "mixup": 0.05, "weight_decay": 1e-4}
     log = pd.read_csv(tmp_path / "study" / "trial-000" / "log.csv")
     assert log.epoch.tolist() == [0, 1]
     assert study.trials[0].intermediate_values == {1: log.val_loss[1]}   # the head alone tells trials not apart

@@ -30,7 +30,7 @@ PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly 
 def knobs(trial) -> dict[str, float]:
     """What is tried: the few knobs that move the score; the rest follow from data and machine."""
     return {"lr": trial.suggest_float("lr", 3e-4, 0.02, log=True), "rho": trial.suggest_float("rho", 0.0, 0.2, step=0.01),
-            "mixup": trial.suggest_float("mixup", 0.0, 0.8, step=0.1),
+            "mixup": trial.suggest_float("mixup", 0.0, 0.8, step=0.05),
             "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)}
 
 
