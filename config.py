@@ -56,7 +56,7 @@ class Config:
 
     # --- against overfitting ---
     augment: float = 0.5  # probability that a photo is turned, or its light changed; noise and erasing in proportion; 0 = neither
-    mixup: float = 0.05  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off; without --head-first, 0.2
+    mixup: float = 0.05  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off, better where epochs are few
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
     sam_every: int = 2  # SAM on each k-th step, plain SGD on the others; 1 = all steps

@@ -86,6 +86,7 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "three quarters of the layers frozen": {"freeze": 0.75},
     "twice the rate": {"lr": 0.016},
     "half the rate": {"lr": 0.004},
+    "mixup 0.2": {"mixup": 0.2},
     "mixup 0.4": {"mixup": 0.4},
 }
 TOGETHER = {"lite0, lite1 and lite2 averaged": ("the defaults", "lite1", "lite2")}  # their probabilities
