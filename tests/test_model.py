@@ -12,10 +12,9 @@ import timm
 import torch
 from conftest import ROOT, SMALL
 from safetensors.torch import save_file
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import main
-from model import WHEELS, CosineHead, ModelError, blend, build_model, freeze, input_size, parameter_groups
+from model import WHEELS, CosineHead, ModelError, build_model, freeze, input_size, parameter_groups
 from tools.bad_input import Call
 
 
@@ -183,13 +182,3 @@ def test_a_cosine_head_gives_scaled_cosines():
     assert head(torch.tensor([[0.0, 7.0]])).tolist()[0] == pytest.approx([0.0, 30 / 2**0.5])
 
 
-def test_a_blend_of_weights_from_a_file_with_those_on_a_gpu():
-    """A checkpoint is loaded to the CPU; torch's fake tensors know of devices that are not here."""
-    with FakeTensorMode():
-        mixed = blend({"w": torch.zeros(2)}, {"w": torch.ones(2, device="cuda")}, 0.25)
-    assert mixed["w"].device.type == "cuda"
-
-
-def test_a_blend_by_hand():
-    start, end = ({"w": torch.tensor([w]), "seen": torch.tensor(n)} for w, n in ((0.0, 3), (4.0, 9)))
-    assert {name: value.item() for name, value in blend(start, end, 0.25).items()} == {"w": 1.0, "seen": 9}
