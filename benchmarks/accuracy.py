@@ -2,8 +2,9 @@
 
     python -m benchmarks accuracy --data FOLDER     # class folders; an hour on two cores
 
-All on our grouped split, with the same backbone, size, batch and number of epochs. Ours: the whole of `python main.py`, from looking
-at the photos on; its accuracy on the way is of one view, as theirs, in the end of 8, as predict.py asks. Theirs: training alone.
+All on our grouped split, with the same backbone, size, batch and number of epochs. Ours: the whole of `python main.py` with the laptop's
+flags of the README, from looking at the photos on; its accuracy on the way is of one view, as theirs, in the end of 8, as predict.py
+asks. Theirs: training alone.
 """
 
 import functools
@@ -28,7 +29,8 @@ def ours(options: Options, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, float
     import main
     from config import Config
     began = time.time()
-    main.train(Config(data=options.data, model=MODEL, image_size=SIZE, batch=BATCH, epochs=2 if options.small else EPOCHS, out=out))
+    epochs = 2 if options.small else EPOCHS
+    main.train(Config(data=options.data, model=MODEL, image_size=SIZE, batch=BATCH, epochs=epochs, mixup=0, out=out))
     seconds, log, answers = time.time() - began, pd.read_csv(out / "log.csv"), pd.read_csv(out / "val.csv")
     right = answers.iloc[:, 2:].idxmax(axis=1) == answers.label
     before = (out / "config.json").stat().st_mtime - began  # it is written as the log's clock starts

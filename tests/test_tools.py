@@ -77,6 +77,11 @@ def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
         tune((*own, "--seed", "1"), 1, tmp_path / "study")
 
 
+def test_a_trial_s_knobs_read_as_a_user_would_write_them():
+    from tools.tune import arguments
+    assert arguments({"mixup": 14 * 0.05, "weight_decay": 1e-4}) == ["--mixup", "0.7", "--weight-decay", "0.0001"]
+
+
 @pytest.mark.parametrize("flags", [("--fold", "-1"), ("--dry-run",)])
 def test_what_is_not_one_training_cannot_be_tried(tmp_path, flags):
     from tools.tune import tune

@@ -35,7 +35,7 @@ def knobs(trial) -> dict[str, float]:
 
 
 def arguments(values: dict) -> list[str]:
-    return [part for knob, value in values.items() for part in (f"--{knob.replace('_', '-')}", str(value))]
+    return [part for knob, value in values.items() for part in (f"--{knob.replace('_', '-')}", f"{value:.4g}")]  # no 0.7000000000000001
 
 
 def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
@@ -114,7 +114,7 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise ValueError(f"{out}: each trial was ended early. Make more: the same command once more.")
     best = study.best_trial
-    command = shlex.join(["python", "main.py", *flags, *arguments({knob: f"{value:.4g}" for knob, value in best.params.items()})])
+    command = shlex.join(["python", "main.py", *flags, *arguments(best.params)])
     print(f"best: trial {best.number}, val loss {best.value:.4f}. Confirm with other seeds:\n  {command} --seed 1")
 
 
