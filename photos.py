@@ -85,14 +85,17 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
         if header.count(column) > 1:
             raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
     folder = "" if file.parent == Path() else str(file.parent)
-    image, label, group, side = (header.index(name) if name in header else len(header) for name in ("image", "label", "group", "side"))
+    missing = len(header)  # past the last cell of a row
+    image, label, group, side = (header.index(name) if name in header else missing for name in ("image", "label", "group", "side"))
+    if "prob" in header and "label" not in needed:  # predict.py's own answers: a guess is no truth to be scored by
+        label = missing
     table = {"path": [], "label": [], "group": [], "side": []}
     for number, row in enumerate(rows, 2):
         if not row:
             continue  # an empty line
         if len(row) > len(header):
             raise DataError(f"{file}: row {number}: more cells than columns. Put a name that holds a comma into quotes.")
-        row += [""] * (len(header) + 1 - len(row))  # the last is of the columns that the table has not
+        row += [""] * (missing + 1 - len(row))
         for column in needed:
             if not row[header.index(column)].strip():
                 raise DataError(f"{file}: row {number}: {column} is empty. Fill it in or delete the row.")

@@ -105,6 +105,13 @@ def test_a_csv_of_photos_with_and_without_labels(run, drawn, tmp_path, capsys):
         assert ("accuracy" in printed) == (header != "image")
 
 
+def test_its_own_answers_are_no_truth_to_be_scored_by(run, drawn, tmp_path, capsys):
+    photos = [drawn / name / f"{name.lower()}_0001.jpg" for name in ("Amanita", "Boletus")]
+    assert predict.main(Options(tuple(photos), checkpoint=(run / "best.pt",), csv=tmp_path / "answers.csv")) == 0
+    assert predict.main(Options((tmp_path / "answers.csv",), checkpoint=(run / "best.pt",))) == 0
+    assert "accuracy" not in capsys.readouterr().out
+
+
 def test_a_photo_of_something_else_is_unknown_but_keeps_its_likeliest_class(run, photo, tmp_path, capsys):
     saved = checkpoint.load(run / "best.pt")
     checkpoint.save(tmp_path / "strict.pt", saved | {"known_limit": 1.0})
