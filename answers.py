@@ -64,8 +64,8 @@ def no_score(paths: Sequence[str], runs: Sequence[Path]) -> str:
     """A warning where one of the runs learnt from photos of these, or was picked by them; "" where none did."""
     learnt = set().union(*map(learnt_from, runs))
     seen = sum(os.path.realpath(path) in learnt for path in paths)
-    these = "these" if seen == len(paths) else f"{seen} of these"
-    return f"no score of {these}: the model learnt from them, or was picked by them" if seen else ""
+    these = "these photos" if seen == len(paths) else f"{seen} of these photos"
+    return f"not a fair score: the model learnt from {these}, or was chosen by them" if seen else ""
 
 
 def learnt_from(run: Path) -> set[str]:

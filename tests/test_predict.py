@@ -62,7 +62,7 @@ def test_a_folder_of_class_folders_is_scored_and_written(run, drawn, tmp_path, c
     assert printed.count(", unknown") == (table.unknown == "yes").sum()
     assert f"accuracy {(truth == table.label).mean():.4f}" in printed
     assert "macro-F1" in printed
-    assert printed.endswith("no score of these: the model learnt from them, or was picked by them\n")
+    assert printed.endswith("not a fair score: the model learnt from these photos, or was chosen by them\n")
 
 
 def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, capsys):
@@ -77,7 +77,7 @@ def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, ca
     with open(table, "a") as file:
         file.write(f"\n{next(drawn.glob('Russula/*.jpg'))},Russula\n")
     predict.main(Options((table,), checkpoint=(run / "best.pt",)))
-    assert capsys.readouterr().out.endswith("no score of 1 of these: the model learnt from them, or was picked by them\n")
+    assert capsys.readouterr().out.endswith("not a fair score: the model learnt from 1 of these photos, or was chosen by them\n")
     shutil.copy(run / "best.pt", tmp_path)  # a model without its run
     table.write_text("image,side\nx.jpg,\n")
     assert learnt_from(tmp_path) == set()
