@@ -44,7 +44,7 @@ class Config:
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
-    freeze: float = 0.0  # share of the backbone's layers, from the photo on, that keep their pretrained weights; with 0.5 a step takes 0.6 of the time
+    freeze: float = 0.0  # share of the backbone's layers, from the photo on, that stay as pretrained; with 0.5 a step takes 0.6 of the time
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
     wise: bool = True  # also try mixtures of the fitted head's weights and the last epoch's (WiSE-FT); off = epochs alone
 
@@ -55,7 +55,7 @@ class Config:
     arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
 
     # --- against overfitting ---
-    augment: float = 0.5  # probability that a photo is turned, or its light changed; noise and erasing in proportion; 0 = crop and mirror alone
+    augment: float = 0.5  # probability that a photo is turned, or its light changed; noise, erasing in proportion; 0 = crop, mirror alone
     mixup: float = 0.05  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off, better where epochs are few
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight

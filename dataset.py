@@ -38,9 +38,9 @@ def load_table(data: Path) -> pd.DataFrame:
     odd = [label for label in table.label.unique() if not is_name(label)]
     if odd:
         raise DataError(f"{data}: the class {shown(odd[0][:50])} has control characters in its name, or more than 200 letters. Rename it.")
-    taken = {"image", "label", "fold"} & set(table.label)
+    taken = {"image", "label", "fold", "prob", "known", "unknown", "deadly"} & set(table.label)
     if taken:
-        raise DataError(f"{data}: a class may not be called {taken.pop()}, as val.csv has a column of that name. Rename it.")
+        raise DataError(f"{data}: a class may not be called {min(taken)}, as tables of answers have a column of that name. Rename it.")
     if table.label.nunique() < 2:
         raise DataError(f"{data}: all photos are of one class, {table.label.iloc[0]}: there is nothing to tell apart. Add another class.")
     return table
@@ -57,8 +57,11 @@ def _from_folders(data: Path) -> list[dict]:
 
 
 def _class_folders(folder: Path) -> list[dict]:
-    return [{"path": str(photo), "label": cls.name} for cls in sorted(folder.iterdir()) if cls.is_dir()
-            for photo in sorted(cls.iterdir()) if is_photo(photo)]
+    try:
+        return [{"path": str(photo), "label": cls.name} for cls in sorted(folder.iterdir()) if cls.is_dir() and cls.name[0] != "."
+                for photo in sorted(cls.iterdir()) if is_photo(photo)]  # .thumbnails and the like are other programs'
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be opened ({error.strerror}). Make it readable, or move it out of {folder}.") from error
 
 
 def file_sizes(table: pd.DataFrame) -> list[int]:
@@ -115,7 +118,7 @@ class Batches:
     def __init__(self, photos: int, batch: int, seed: int | None = None, epochs: int = 1, rank: int = 0, world: int = 1):
         """seed: None keeps the order of the table, for evaluation."""
         self.photos, self.seed, self.epochs, self.rank, self.world = photos, seed, epochs, rank, world
-        self.batches = -(-photos // batch)
+        self.batches = max(1, -(-photos // batch))  # of no photo, an empty one
         self.start = 0
 
     def __len__(self) -> int:

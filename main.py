@@ -35,7 +35,7 @@ from folds import train_each_fold
 from loss import Loss
 from model import CosineHead, ModelError, add_to_head, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo, sentence, spell_out
-from prepare import announce_time, draw_a_batch, look_at_photos, rehearse, restore, resumed
+from prepare import announce_time, draw_a_batch, last_of, look_at_photos, rehearse, restore, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
 from tools.report import write_report
@@ -50,9 +50,9 @@ SINCE = "since that score, its head has learnt from these photos too (--no-refit
 
 def train(config: Config) -> Path:
     """Train as `config` says, or go on with config.resume; returns the run folder. Raises one of USER_ERRORS."""
-    saved = checkpoint.load(config.resume / "last.pt") if config.resume else None
+    given, saved = config, last_of(config.resume) if config.resume else None
     if saved:
-        config = resumed(config, saved)
+        config = resumed(given, saved)
     size, crop = input_size(config.model, config.image_size, config.progressive < 1)
     accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
@@ -63,6 +63,10 @@ def train(config: Config) -> Path:
     listed = None if saved else engine.from_main(lambda: dataset.load_table(config.data), accelerator)  # no photos, no run folder
     run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
     _lock = accelerator.is_main_process and record.lock(run, new=not saved)  # until this name is gone
+    if saved:  # once more: another process may have trained on while this one waited for its folder
+        accelerator.wait_for_everyone()
+        saved = last_of(run)
+        resumed(given, saved)
     accelerator.project_configuration.logging_dir = run       # known only now: all processes must agree on it
     settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
     accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
@@ -277,4 +281,4 @@ if __name__ == "__main__":
             raise
         sys.exit("memory ran out, even for one photo. Give a smaller --image-size or --model, or close what else uses the memory.")
     except KeyboardInterrupt:
-        sys.exit("stopped before or after training; nothing was lost")
+        sys.exit("stopped before or after training; nothing was lost. Once epochs are done, python main.py --resume RUN ends the run")

@@ -114,6 +114,9 @@ def main(options: Options) -> int:
         print(f"model: {models[0]}", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0
     predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
+    for path, model in zip(predictor.paths, predictor.models, strict=True):
+        if model.limit == 0 and not options.quiet:
+            print(f"{path}: its training has not ended; until then nothing is called unknown", file=sys.stderr)
     with tqdm(total=len(paths) * len(predictor.models), unit="photo", leave=False, disable=options.quiet or None) as bar:
         probs, known, errors = predictor.answers(paths, bar.update)
 
@@ -176,7 +179,8 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
             table = read_csv(place, needed=["image"])
             rows += zip(table["path"], table["label"], strict=True)
         elif place.is_dir():
-            found = sorted(path for path in place.rglob("*") if is_photo(path) and path.is_file())
+            found = sorted(path for path in place.rglob("*") if is_photo(path) and path.is_file()
+                           and not any(part.startswith(".") for part in path.relative_to(place).parts))
             if not found:
                 raise DataError(f"{place}: no photo in it, at any depth.")
             rows += [(str(path), path.parent.name if path.parent != place else "") for path in found]

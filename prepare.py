@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import checkpoint
 import dataset
 import engine
 import pictures
@@ -22,10 +23,19 @@ from checkpoint import CheckpointError
 from config import Config, ConfigError
 from device import to_device
 from mixup import mixup
+from photos import shown
 from sam import SAM, frozen_batchnorm
 from split import describe, find_trouble, split
 
 NOT_OURS = "does not fit its own settings and photos: it was changed or is broken. Start a new run."
+
+
+def last_of(run: Path) -> dict:
+    """What the run saved last. Raises ConfigError, CheckpointError."""
+    if not (run / "last.pt").is_file():
+        raise ConfigError(f"--resume {run}: holds no last.pt. Give the folder of a stopped run; one of all folds goes on by the command "
+                          "that began it, with its --out.")
+    return checkpoint.load(run / "last.pt")
 
 
 def resumed(config: Config, saved: dict) -> Config:
@@ -37,11 +47,11 @@ def resumed(config: Config, saved: dict) -> Config:
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     record.check_folder(config.resume)
     try:
-        own, done = Config.from_dict({"covariance": saved["covariance"], **saved["config"]}), saved["progress"]["epoch"]
-        more = done < own.epochs
+        own = Config.from_dict({"covariance": saved["covariance"], **saved["config"]})
+        finished = saved["progress"]["epoch"] >= own.epochs
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error
-    if not more and (config.resume / "val.csv").exists() and record.has_experiment(config.resume):  # a row may be an older run's
+    if finished and (config.resume / "val.csv").exists() and record.has_experiment(config.resume):  # a row may be an older run's
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
                           f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers
@@ -64,7 +74,14 @@ def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.Da
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     quiet = config.quiet or None  # none = where no person watches
     table = find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
-    table = split(table, config.fold, config.folds, config.seed)
+    try:
+        table = split(table, config.fold, config.folds, config.seed)
+    except dataset.DataError as error:
+        bad = table[table.error != ""]
+        if not len(bad):
+            raise
+        example = f"{shown(bad.path.iloc[0])}: {bad.error.iloc[0]}"
+        raise dataset.DataError(f"{error} {len(bad)} of {len(table)} photos cannot be read, e.g. {example}.") from error
     say(describe(table))
     record.write_table(run / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
     return table

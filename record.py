@@ -16,7 +16,7 @@ from checkpoint import WriteError, atomic_file
 from photos import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
-NO_RESULT = ("out", "resume", "workers", "quiet", "track")  # knobs that say where and how a run goes, not what comes of it
+NO_RESULT = ("out", "resume", "workers", "cache", "quiet", "track")  # knobs that say where and how a run goes, not what comes of it
 LOCK_PATIENCE = 15  # seconds; workers notice after 5 that their run was killed
 
 
@@ -57,6 +57,8 @@ def lock(folder: Path, new: bool) -> FileLock:
         raise RunError(f"{folder}: another process is training into it. Wait for its end, or give another --out.") from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be written to ({error.strerror}). Give another --out.") from error
+    for part in folder.glob(".*.pt.*"):  # of a checkpoint: a kill came while it was written
+        part.unlink()
     if new and any((folder / name).exists() for name in ("last.pt", "val.csv")):  # of a finished one the first may be deleted
         raise RunError(f"{folder}: holds a run already. Go on with it by --resume {folder}, or give another --out.")
     return held
@@ -92,8 +94,12 @@ def write_answers(path: Path, photos: pd.DataFrame, probs: np.ndarray, classes: 
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """What write_table wrote: all columns text, nothing missing."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
+    """What write_table wrote: all columns text, nothing missing. It may have been saved by a spreadsheet since."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n", encoding_errors="surrogateescape")
+    last = table.columns[-1]
+    if last.endswith("\r"):
+        table[last] = table[last].str.removesuffix("\r")
+    return table.rename(columns={last: last.removesuffix("\r")})
 
 
 def read_photos(run: Path) -> pd.DataFrame:

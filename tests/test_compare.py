@@ -26,6 +26,14 @@ def test_only_knobs_that_differ_have_a_column_and_scores_stay_in_theirs(experime
     assert runs.test_accuracy.tolist() == ["", "", "0.6"]
 
 
+def test_a_record_that_a_spreadsheet_has_saved_goes_on(experiments):
+    plain, _ = compare.read_runs(experiments)
+    experiments.write_bytes(experiments.read_bytes().replace(b"\n", b"\r\n"))
+    assert compare.read_runs(experiments)[0].equals(plain)
+    record.add_experiment("runs/d", {"data": "my photos"}, {"val_accuracy": "0.5"}, 1.0)
+    assert compare.read_runs(experiments)[0].lr.tolist() == ["", "0.01", "", ""]
+
+
 def test_the_best_of_each_column_is_marked_and_equals_share_it(experiments):
     marks = compare.best_values(compare.read_runs(experiments)[0])
     assert marks.accuracy.tolist() == [False, True, False]

@@ -67,10 +67,29 @@ def test_photos_one_folder_further_down_are_pointed_at(tmp_path):
         load_table(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["image", "label", "fold"])
+@pytest.mark.parametrize("name", ["image", "label", "fold", "unknown", "deadly"])
 def test_a_class_may_not_be_called_as_a_column_of_the_answers(tmp_path, name):
-    with pytest.raises(DataError, match=f"a class may not be called {name}, as val.csv has a column"):
+    with pytest.raises(DataError, match=f"a class may not be called {name}, as tables of answers have a column"):
         load_table(make_photos(tmp_path, {name: 1, "b": 1}))
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    make_photos(tmp_path, {"a": 1, "b": 1, ".thumbnails": 1})
+    assert sorted(load_table(tmp_path).label) == ["a", "b"]
+
+
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
+    make_photos(tmp_path, {"a": 1, "lost+found": 1})
+    real = Path.iterdir
+
+    def refuses(folder: Path):
+        if folder.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return real(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuses)
+    with pytest.raises(DataError, match=r"lost\+found: cannot be opened \(Permission denied\)\. Make it readable, or move it out of "):
+        load_table(tmp_path)
 
 
 # --- the batches ---

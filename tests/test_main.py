@@ -128,20 +128,26 @@ def test_no_part_of_a_training_lacks_a_deterministic_algorithm(run, tmp_path, mo
     assert torch.equal(weights_of(run), weights_of(same))
 
 
+def stop_after(monkeypatch, config: Config, steps: int) -> Path:
+    """The folder of a run that was asked to stop after so many steps."""
+    calls = iter(range(100))
+    with monkeypatch.context() as patch:
+        patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= steps)
+        with pytest.raises(SystemExit) as stopped:
+            main.train(config)
+    assert stopped.value.code == 130
+    return config.out
+
+
 @pytest.mark.parametrize("after", [2, 9])
 def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_config, tmp_path, monkeypatch, capsys, after):
     torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file: BatchNorm is kept, and folded
     # 6 steps an epoch, 12 in all: the counters matter
     config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), sam_every=2)
     reference = main.train(config)
-    calls = iter(range(100))
-    with monkeypatch.context() as patch:
-        patch.setattr(main.StopRequest, "__call__", lambda self: next(calls) >= after)
-        with pytest.raises(SystemExit) as stopped:
-            main.train(dataclasses.replace(config, out=tmp_path / "stopped"))
-    assert stopped.value.code == 130
-    assert f"--resume {tmp_path / 'stopped'}" in capsys.readouterr().out
-    run = main.train(Config(resume=tmp_path / "stopped"))
+    stopped = stop_after(monkeypatch, dataclasses.replace(config, out=tmp_path / "stopped"), after)
+    assert f"--resume {stopped}" in capsys.readouterr().out
+    run = main.train(Config(resume=stopped))
     assert torch.equal(weights_of(run), weights_of(reference))
     assert torch.equal(weights_of(run, "best.pt"), weights_of(reference, "best.pt"))
     keep = ["epoch", "lr", "train_loss", "val_loss", "val_accuracy"]
@@ -324,6 +330,37 @@ def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
         main.train(Config(resume=run, lr=0.5))
     with pytest.raises(ConfigError, match="has finished its 1 epochs"):
         main.train(Config(resume=run))
+
+
+@pytest.mark.parametrize("name", ["typo", "last.pt", ""])
+def test_resume_of_what_is_no_run_says_what_it_takes(run, name):
+    place = run.parent / name if name != "last.pt" else run / name
+    with pytest.raises(ConfigError, match=r"--resume .*: holds no last\.pt\. Give the folder of a stopped run"):
+        main.train(Config(resume=place))
+
+
+def test_a_run_that_went_on_while_this_one_waited_for_its_folder_is_taken_from_there(small_config, monkeypatch):
+    stopped = stop_after(monkeypatch, small_config, steps=2)
+    acquire = record.FileLock.acquire
+
+    def waits(self, *rest, **more):
+        if self.lock_file.endswith(f"{stopped.name}/.lock"):
+            monkeypatch.setattr(record.FileLock, "acquire", acquire)
+            main.train(Config(resume=stopped))  # the other's
+        return acquire(self, *rest, **more)
+
+    monkeypatch.setattr(record.FileLock, "acquire", waits)
+    with pytest.raises(ConfigError, match="has finished its"):
+        main.train(Config(resume=stopped))
+
+
+def test_a_checkpoint_half_written_when_a_kill_came_is_cleared_away(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / ".last.pt.x1y2").write_bytes(b"half")
+    held = record.lock(tmp_path / "run", new=False)
+    assert held.is_locked
+    assert {file.name for file in (tmp_path / "run").glob("*.pt")} == {"best.pt", "head.pt", "last.pt"}
+    assert not (tmp_path / "run" / ".last.pt.x1y2").exists()
 
 
 def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos_are_told(small_config, drawn, tmp_path, capsys):
@@ -552,6 +589,15 @@ def test_quiet_prints_the_end_alone_and_a_tracker_gets_each_epoch(small_config, 
     events = EventAccumulator(str(run / "mushrooms")).Reload().Scalars("val_accuracy")
     assert [event.step for event in events] == [0, 1]
     assert [event.value for event in events] == pytest.approx(pd.read_csv(run / "log.csv").val_accuracy.tolist())
+
+
+def test_photos_that_cannot_be_read_are_named_where_too_few_are_left(small_config, tmp_path):
+    for name in "ab":
+        (tmp_path / "phone" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "phone" / name / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(dataset.DataError, match=r"lower --folds\. 6 of 6 photos cannot be read, e\.g\. .*0\.heic: not a photo"):
+        main.train(dataclasses.replace(small_config, data=tmp_path / "phone"))
 
 
 def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch):

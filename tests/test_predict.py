@@ -144,6 +144,25 @@ def test_workers_change_nothing(run, drawn):
     np.testing.assert_array_equal(one, two)
 
 
+def test_no_photos_get_no_answers(run):
+    probs, errors = Predictor(run / "best.pt").probs([])
+    assert (probs.shape, errors) == ((0, 9), {})
+
+
+def test_a_folder_is_asked_without_what_is_hidden_in_it(run, photo, tmp_path):
+    (tmp_path / "all" / ".thumbnails").mkdir(parents=True)
+    for place in ("all", "all/.thumbnails"):
+        shutil.copy(photo, tmp_path / place / "a.jpg")
+    assert predict.find_photos([tmp_path / "all"])[0] == [str(tmp_path / "all" / "a.jpg")]
+
+
+def test_a_model_whose_training_has_not_ended_says_so(run, photo, tmp_path, capsys):
+    checkpoint.save(tmp_path / "early.pt", checkpoint.load(run / "best.pt") | {"known_limit": 0.0})
+    predict.main(Options((photo,), checkpoint=(run / "best.pt", tmp_path / "early.pt")))
+    told = f"{tmp_path / 'early.pt'}: its training has not ended; until then nothing is called unknown"
+    assert capsys.readouterr().err.splitlines() == [told]
+
+
 def test_a_pipe_that_lacks_the_letters_gets_their_numbers(run, photo, tmp_path):
     shutil.copy(photo, tmp_path / "蘑菇 🍄.jpg")
     pipe = {**os.environ, "PYTHONIOENCODING": "cp1252"}

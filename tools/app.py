@@ -114,10 +114,14 @@ def main(options: Options) -> None:
         sys.exit("the page needs the package gradio: pip install -r requirements-extra.txt")
     checkpoints = options.checkpoint or (newest_checkpoint(),)
     print(f"model: {', '.join(map(str, checkpoints))}", flush=True)
-    App(checkpoints).page().launch(
-        server_name=options.host, server_port=options.port or None, max_file_size=LARGEST,
-        ssr_mode=False,  # a second server, in Node, that has let strangers use its owner's token (CVE-2026-134825)
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), footer_links=[])  # no fonts from the net
+    page = App(checkpoints).page()
+    try:
+        page.launch(
+            server_name=options.host, server_port=options.port or None, max_file_size=LARGEST,
+            ssr_mode=False,  # a second server, in Node, that has let strangers use its owner's token (CVE-2026-134825)
+            theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), footer_links=[])  # no fonts from the net
+    except OSError as error:
+        raise ValueError(f"the page cannot be opened at {options.host}, port {options.port}: {error} Give another --port.") from error
 
 
 if __name__ == "__main__":

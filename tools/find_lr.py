@@ -1,9 +1,9 @@
 """The learning rate to take: `python -m tools.find_lr --data FOLDER ...`, with main.py's own flags.
 
-The rate climbs from 1e-5 to 1 over some steps of the very training that would follow (head fitted first, mixup, SAM if it is on
-from the start) until the loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). Suggested is a tenth of the highest rate
-at which the smoothed loss is as low as anywhere, within four times its noise: it goes on falling for some steps at a rate that is already
-too high, and where the head was fitted first there is little left to fall.
+The rate climbs from 1e-5 to 1 over some steps of the training that would follow (head fitted first, mixup, SAM if it is on from the
+start; photos at full size) until the loss is twice its first and a nat more (Smith 2017, arXiv 1506.01186). Suggested is a tenth of the
+highest rate at which the smoothed loss is as low as anywhere, within four times its noise: it goes on falling for some steps at a rate
+that is already too high, and where the head was fitted first there is little left to fall.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     """Rates and losses of up to `steps` steps, until the loss has left its range."""
     accelerator, _ = make_accelerator()
     keep_memory()
-    photos = split(find_trouble(load_table(config.data)), config.fold, config.folds, config.seed)
+    photos = split(find_trouble(load_table(config.data)), max(config.fold, 0), config.folds, config.seed)
     photos = photos[photos.side == "train"]
     classes = sorted(photos.label.unique())
     labels = torch.tensor([classes.index(label) for label in photos.label])

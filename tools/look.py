@@ -23,6 +23,7 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
         out: the picture.
         size: pixels of a square.
     """
+    check_any(photos)
     images, captions = [], []
     for path in photos:
         photo = read_named(path)
@@ -51,6 +52,7 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
         out: the picture.
         columns: photos in a row.
     """
+    check_any(photos)
     predictor = Predictor(checkpoint)
     images, captions = [], []
     for path in photos:
@@ -59,6 +61,12 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
         captions.append(f"{label} {prob:.0%}" + ("" if label == path.parent.name else f"\n({path.parent.name})"))
     contact_sheet(out, images, captions, columns)
     print(out)
+
+
+def check_any(photos: tuple[Path, ...]) -> None:
+    """Raises ValueError."""
+    if not photos:
+        raise ValueError("no photo given: name some after the command.")
 
 
 if __name__ == "__main__":
