@@ -130,12 +130,15 @@ def set_head(head: torch.nn.Module, weight: np.ndarray, bias: np.ndarray, prior:
 def some_features(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accelerator,
                   tick: Callable[[int], None]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Photos int (M,) and features float (M, F) of their views, batch by batch, until there are HEAD_ROWS and each class."""
-    found, rows, wanted = [], 0, set(labels.tolist())
+    found, rows, wanted, enough = [], 0, set(labels.tolist()), HEAD_ROWS / accelerator.num_processes
     for features, index in each_features(model, loader, accelerator, tick):
+        if rows >= enough:  # from here on only what is of a class that is still missing
+            missing = np.isin(labels[index], list(wanted))
+            features, index = features[missing], index[missing]
         found.append((index, features.cpu().numpy()))
         rows += len(index)
         wanted -= set(labels[index].tolist())
-        if rows >= HEAD_ROWS / accelerator.num_processes and not wanted:
+        if rows >= enough and not wanted:
             break
     return found
 
