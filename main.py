@@ -246,7 +246,7 @@ def train(config: Config) -> Path:
     if accelerator.is_main_process:
         record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
         try:
-            record.add_experiment(run, config.differences(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
+            record.add_experiment(run, config.to_dict(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
         except checkpoint.WriteError as error:
             tell(sentence(error))  # the run is whole without its row
     say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "

@@ -125,9 +125,10 @@ def has_experiment(run: Path) -> bool:
     return EXPERIMENTS.exists() and any(Path(other).resolve() == run.resolve() for other in read_table(EXPERIMENTS).run)
 
 
-def add_experiment(run: Path, changed: dict, scores: dict, minutes: float) -> None:
-    """One row: when, where, the settings that differ from the defaults, the kept model's scores, minutes of training. Raises WriteError."""
-    settings = " ".join(f"{k}={v}" for k, v in changed.items() if k not in NO_RESULT)
+def add_experiment(run: Path, config: dict, scores: dict, minutes: float) -> None:
+    """One row: when, where, every setting (whoever edits config.py changes the defaults), the kept model's scores, minutes of training.
+    Raises WriteError."""
+    settings = " ".join(f"{k}={v}" for k, v in config.items() if k not in NO_RESULT)
     row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
     try:
         EXPERIMENTS.parent.mkdir(exist_ok=True)

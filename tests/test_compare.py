@@ -1,3 +1,4 @@
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import record
+from config import Config
 from tools import compare
 
 
@@ -22,8 +24,16 @@ def test_only_knobs_that_differ_have_a_column_and_scores_stay_in_theirs(experime
     runs, same = compare.read_runs(experiments)
     assert same == "data=my photos"
     assert list(runs) == ["run", "accuracy", "loss", "minutes", "test_accuracy", "lr", "rho"]
-    assert runs.lr.tolist() == ["", "0.01", ""]
+    assert runs.lr.tolist() == ["0.008", "0.01", "0.008"]
     assert runs.test_accuracy.tolist() == ["", "", "0.6"]
+
+
+def test_what_was_edited_in_config_py_is_told_apart_from_what_it_was_before(experiments, monkeypatch):
+    record.add_experiment("runs/d", Config().to_dict() | {"data": "my photos", "lr": 0.02}, {"val_accuracy": "0.5"}, 1.0)
+    monkeypatch.setattr(compare, "Config", functools.partial(Config, lr=0.02))  # its default, from now on
+    assert compare.read_runs(experiments)[0].lr.iloc[-1] == "0.02"
+    record.add_experiment("runs/e", Config().to_dict(), {"val_accuracy": "0.5"}, 1.0)
+    assert compare.read_runs(experiments)[0].lr.tolist()[-2:] == ["0.02", "0.008"]
 
 
 def test_a_record_that_a_spreadsheet_has_saved_goes_on(experiments):
@@ -31,7 +41,7 @@ def test_a_record_that_a_spreadsheet_has_saved_goes_on(experiments):
     experiments.write_bytes(experiments.read_bytes().replace(b"\n", b"\r\n"))
     assert compare.read_runs(experiments)[0].equals(plain)
     record.add_experiment("runs/d", {"data": "my photos"}, {"val_accuracy": "0.5"}, 1.0)
-    assert compare.read_runs(experiments)[0].lr.tolist() == ["", "0.01", "", ""]
+    assert compare.read_runs(experiments)[0].lr.tolist() == ["0.008", "0.01", "0.008", "0.008"]
 
 
 def test_the_best_of_each_column_is_marked_and_equals_share_it(experiments):

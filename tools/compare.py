@@ -12,19 +12,22 @@ import tyro
 
 import plots
 import record
+from config import Config
 from photos import sentence, spell_out
 from tools.page import image, section, table, write_page
 
 
 def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
-    """The record as text, a column for each knob in which runs differ ("" = default), and the knobs in which none does."""
+    """The record as text with a column for each knob in which runs differ, and what is the same in all but not today's default."""
     if not file.is_file():
         raise record.RunError(f"{file}: no such record. Each finished training adds a row; run main.py, or pass --file FILE.")
     rows = record.read_table(file)
-    knobs = pd.DataFrame([dict(re.findall(r"\b(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index).fillna("")
-    same = [knob for knob in knobs if knobs[knob].nunique() == 1]
+    defaults = {knob: str(value) for knob, value in Config().to_dict().items()}  # a row of before has no others than it changed
+    knobs = pd.DataFrame([defaults | dict(re.findall(r"\b(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index)
+    same = [knob for knob in knobs if knobs[knob].nunique(dropna=False) == 1]
     scores = rows.drop(columns=["settings", "finished"]).rename(columns=lambda name: name.removeprefix("val_"))
-    return scores.join(knobs.drop(columns=same)), " ".join(f"{knob}={knobs[knob].iloc[0]}" for knob in same)
+    told = {knob: value for knob, value in knobs[same].iloc[0].items() if value != defaults.get(knob)}
+    return scores.join(knobs.drop(columns=same).fillna("")), " ".join(f"{knob}={value}" for knob, value in told.items())
 
 
 def best_values(runs: pd.DataFrame) -> pd.DataFrame:
