@@ -71,6 +71,14 @@ def test_a_soup_of_folds_has_no_score_and_their_mean_temperature(run, small_conf
         soup.main((folds,), out=tmp_path / "soup.pt", greedy=True, workers=0)
 
 
+def test_runs_between_which_photos_were_added_have_no_score_together(run, tmp_path, capsys):
+    shutil.copy(run / "best.pt", tmp_path)
+    photos = record.read_table(run / "photos.csv")
+    record.write_table(tmp_path / "photos.csv", photos.assign(side=photos.side.map({"train": "val", "val": "train"})))
+    soup.main((run / "best.pt", tmp_path / "best.pt"), out=tmp_path / "soup.pt", workers=0)
+    assert capsys.readouterr().out.endswith("no score, as each photo was learnt from by some of them\n")
+
+
 def test_heads_that_see_other_directions_have_no_mean(small_config, tmp_path):
     torch.save(timm.create_model(SMALL).state_dict(), tmp_path / "weights.pth")
     config = dataclasses.replace(small_config, weights=str(tmp_path / "weights.pth"), covariance=4, epochs=1)
