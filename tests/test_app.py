@@ -1,3 +1,5 @@
+import socket
+
 import cv2
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ import pytest
 import photos
 from explain import ExplainError
 from predict import Predictor
+from tools import app as tools_app
 from tools.app import MOST, QUEUE, WORDS, App
 
 
@@ -66,6 +69,12 @@ def test_a_photo_too_large_to_be_read_whole_has_its_heat_map_and_a_vanished_one_
 def test_only_so_many_questions_wait(app):
     pytest.importorskip("gradio")
     assert app.page()._queue.max_size == QUEUE
+
+
+def test_a_port_that_is_taken_is_told(run):
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ValueError, match="cannot be opened .* Give another --port"):
+        tools_app.main(tools_app.Options((run / "best.pt",), port=other.getsockname()[1]))
 
 
 def test_a_page_from_an_export_alone_has_no_heat_maps(run, drawn, monkeypatch, capsys):

@@ -121,7 +121,8 @@ def main(options: Options) -> None:
             ssr_mode=False,  # a second server, in Node, that has let strangers use its owner's token (CVE-2026-134825)
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), footer_links=[])  # no fonts from the net
     except OSError as error:
-        raise ValueError(f"the page cannot be opened at {options.host}, port {options.port}: {error} Give another --port.") from error
+        raise ValueError(f"the page cannot be opened at {options.host}, port {options.port}: another program has it, or that is no address "
+                         "of this machine. Give another --port, or --host.") from error
 
 
 if __name__ == "__main__":
