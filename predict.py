@@ -116,7 +116,7 @@ def main(options: Options) -> int:
     predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
     for path, model in zip(predictor.paths, predictor.models, strict=True):
         if model.limit == 0 and not options.quiet:
-            print(f"{path}: its training has not ended; until then nothing is called unknown", file=sys.stderr)
+            print(f"{path}: nothing is called unknown: that limit is fitted last, into best.pt, when training ends", file=sys.stderr)
     with tqdm(total=len(paths) * len(predictor.models), unit="photo", leave=False, disable=options.quiet or None) as bar:
         probs, known, errors = predictor.answers(paths, bar.update)
 

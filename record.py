@@ -57,8 +57,9 @@ def lock(folder: Path, new: bool) -> FileLock:
         raise RunError(f"{folder}: another process is training into it. Wait for its end, or give another --out.") from None
     except OSError as error:
         raise RunError(f"{folder}: cannot be written to ({error.strerror}). Give another --out.") from error
-    for part in folder.glob(".*.pt.*"):  # of a checkpoint: a kill came while it was written
-        part.unlink()
+    for name in ("best.pt", "head.pt", "last.pt"):
+        for part in folder.glob(f".{name}.*"):  # a kill came while it was written
+            part.unlink()
     if new and any((folder / name).exists() for name in ("last.pt", "val.csv")):  # of a finished one the first may be deleted
         raise RunError(f"{folder}: holds a run already. Go on with it by --resume {folder}, or give another --out.")
     return held

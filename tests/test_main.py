@@ -354,13 +354,18 @@ def test_a_run_that_went_on_while_this_one_waited_for_its_folder_is_taken_from_t
         main.train(Config(resume=stopped))
 
 
-def test_a_checkpoint_half_written_when_a_kill_came_is_cleared_away(run, tmp_path):
+def test_a_lock_clears_away_what_a_kill_left_half_written_and_folds_go_on_with_a_cache(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
-    (tmp_path / "run" / ".last.pt.x1y2").write_bytes(b"half")
+    for name in (".last.pt.x1y2", ".mine.pt.bak"):
+        (tmp_path / "run" / name).write_bytes(b"half")
     held = record.lock(tmp_path / "run", new=False)
     assert held.is_locked
     assert {file.name for file in (tmp_path / "run").glob("*.pt")} == {"best.pt", "head.pt", "last.pt"}
-    assert not (tmp_path / "run" / ".last.pt.x1y2").exists()
+    assert [file.name for file in (tmp_path / "run").glob(".*.pt.*")] == [".mine.pt.bak"]  # not the program's to delete
+    config = main.Config.from_dict(checkpoint.load(run / "best.pt")["config"]).to_dict()
+    record.check_settings(run, config | {"cache": 2.0})  # changes no result: folds go on with it
+    with pytest.raises(RunError, match="another lr"):
+        record.check_settings(run, config | {"lr": 0.5})
 
 
 def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos_are_told(small_config, drawn, tmp_path, capsys):

@@ -156,10 +156,10 @@ def test_a_folder_is_asked_without_what_is_hidden_in_it(run, photo, tmp_path):
     assert predict.find_photos([tmp_path / "all"])[0] == [str(tmp_path / "all" / "a.jpg")]
 
 
-def test_a_model_whose_training_has_not_ended_says_so(run, photo, tmp_path, capsys):
+def test_a_model_without_a_limit_says_that_it_calls_nothing_unknown(run, photo, tmp_path, capsys):
     checkpoint.save(tmp_path / "early.pt", checkpoint.load(run / "best.pt") | {"known_limit": 0.0})
     predict.main(Options((photo,), checkpoint=(run / "best.pt", tmp_path / "early.pt")))
-    told = f"{tmp_path / 'early.pt'}: its training has not ended; until then nothing is called unknown"
+    told = f"{tmp_path / 'early.pt'}: nothing is called unknown: that limit is fitted last, into best.pt, when training ends"
     assert capsys.readouterr().err.splitlines() == [told]
 
 

@@ -77,6 +77,19 @@ def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
         tune((*own, "--seed", "1"), 1, tmp_path / "study")
 
 
+def test_the_rate_of_all_folds_is_that_of_the_first(small_config):
+    config = dataclasses.replace(small_config, head_first=False)
+    one, first = (find_lr.find_lr(dataclasses.replace(config, fold=fold), steps=2)[1] for fold in (-1, 0))
+    np.testing.assert_array_equal(one, first)
+
+
+@pytest.mark.parametrize("arguments", [((),), ("best.pt", ())])
+def test_pictures_of_no_photo_are_refused(arguments):
+    from tools import look
+    with pytest.raises(ValueError, match="no photo given"):
+        (look.augmentations if len(arguments) == 1 else look.predictions)(*arguments)
+
+
 def test_a_trial_s_knobs_read_as_a_user_would_write_them():
     from tools.tune import arguments
     assert arguments({"mixup": 14 * 0.05, "weight_decay": 1e-4}) == ["--mixup", "0.7", "--weight-decay", "0.0001"]
