@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import sys
-import time
 from pathlib import Path
 
 import tyro
@@ -15,7 +13,6 @@ from config import Config, ConfigError
 if __name__ == "__main__":  # before torch is loaded, which takes seconds: a misspelt flag, or --help, is answered at once
     options = tyro.cli(Config, description=__doc__)
 
-import pandas as pd
 import torch
 from accelerate import PartialState
 
@@ -23,7 +20,6 @@ import checkpoint
 import dataset
 import engine
 import fitting
-import metrics
 import record
 import trust
 from cache import PhotoCache
@@ -32,20 +28,20 @@ from dataset import Batches, Photos, make_loader
 from device import DeviceError, be_deterministic, keep_memory, make_accelerator, memory_ran_out
 from folding import fold_batchnorm
 from folds import train_each_fold
+from judging import Judge
 from loss import Loss
-from model import CosineHead, ModelError, add_to_head, build_model, freeze, input_size, parameter_groups
+from model import CosineHead, ModelError, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo, sentence, spell_out
-from prepare import announce_time, draw_a_batch, last_of, look_at_photos, rehearse, restore, resumed
+from prepare import announce_time, draw_a_batch, look_at_photos, rehearse
+from report import write_report
+from run import Run, last_of, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
-from tools.report import write_report
 from transforms import RandomViews
-from views import ANSWER_VIEWS, FixedViews
-from wise import best_place, blend, place_name
+from views import FixedViews
 
 USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError,
                engine.TrainingError, record.RunError)
-SINCE = "since that score, its head has learnt from these photos too (--no-refit leaves it)\n"
 
 
 def train(config: Config) -> Path:
@@ -61,20 +57,20 @@ def train(config: Config) -> Path:
     if config.deterministic:
         be_deterministic()
     listed = None if saved else engine.from_main(lambda: dataset.load_table(config.data), accelerator)  # no photos, no run folder
-    run = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
-    _lock = accelerator.is_main_process and record.lock(run, new=not saved)  # until this name is gone
+    folder = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
+    _lock = accelerator.is_main_process and record.lock(folder, new=not saved)  # until this name is gone
     if saved:  # once more: another process may have trained on while this one waited for its folder
         accelerator.wait_for_everyone()
-        saved = last_of(run)
+        saved = last_of(folder)
         resumed(given, saved)
-    accelerator.project_configuration.logging_dir = run       # known only now: all processes must agree on it
+    accelerator.project_configuration.logging_dir = folder  # known only now: all processes must agree on it
     settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
-    accelerator.init_trackers("mushrooms", settings, {tracker: {"name": run.name} for tracker in ("trackio", "wandb")})
-    say(f"{run}: {config.model} on {accelerator.device}, {why}")
+    accelerator.init_trackers("mushrooms", settings, {tracker: {"name": folder.name} for tracker in ("trackio", "wandb")})
+    say(f"{folder}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
-    table = (record.read_photos(run) if saved
-             else engine.from_main(lambda: look_at_photos(listed, config, run, say), accelerator))
+    table = (record.read_photos(folder) if saved
+             else engine.from_main(lambda: look_at_photos(listed, config, folder, say), accelerator))
     if saved:
         changed = dataset.changes(table, config.data)
         if changed:
@@ -83,7 +79,8 @@ def train(config: Config) -> Path:
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in SIDES}
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
-    cached = PhotoCache(run.parent / ".decoded", int(config.cache * 1e9) // accelerator.num_processes).read if config.cache else read_photo
+    cache_bytes = int(config.cache * 1e9) // accelerator.num_processes
+    cached = PhotoCache(folder.parent / ".decoded", cache_bytes).read if cache_bytes else read_photo
 
     train_views = RandomViews(size, 1, config.augment)
 
@@ -109,7 +106,6 @@ def train(config: Config) -> Path:
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
     ema = engine.make_ema(model, config.ema) if config.ema else None
-    judged = ema.module if ema else model  # the weights that are scored, kept as the best, and asked later
     learner = model
     model, sgd = accelerator.prepare(model, sgd)
     steps = config.epochs * epoch_steps
@@ -119,77 +115,40 @@ def train(config: Config) -> Path:
     counts = labels["train"].bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
-    # Where the run stands: all that `--resume` needs, beside the weights.
+    # Where the run stands, and who judges it.
     progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
-    history: list[dict] = []
-    refit: dict[str, torch.Tensor] = {}  # what the head that answers has more than the one that is scored
+    about = {"model": config.model, "head": head, "covariance": config.directions, "classes": classes, "image_size": size, "crop": crop,
+             "notes": trust.read_notes(classes), "config": config.to_dict()}
+    run = Run(folder, learner, ema.module if ema else learner, optimizer, accelerator, about, progress)
     if saved:
-        restore(saved, run, learner, judged, optimizer, accelerator.scaler)
-        progress, history, refit = progress | saved["progress"], saved["history"], saved["refit"]
-
-    def save(name: str, **more) -> None:
-        if accelerator.is_main_process:
-            checkpoint.save(run / name, {
-                "model": config.model, "head": head, "covariance": config.directions, "classes": classes, "image_size": size,
-                "crop": crop, "temperature": 1.0, "known_limit": 0.0, "notes": trust.read_notes(classes), "config": config.to_dict(),
-                "weights": judged.state_dict(), "refit": refit, "history": history, **more})
-
-    def save_last() -> None:
-        save("last.pt", learner=learner.state_dict(), optimizer=optimizer.state_dict(), progress=progress,
-             scaler=accelerator.scaler.state_dict() if accelerator.scaler else {})
-
-    def scores_of(probs, side: str) -> dict[str, float]:
-        read = ~torch.tensor(probs).isnan().any(1)
-        if not read.any():
-            raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {config.data}, or the model's numbers are no "
-                                       "longer finite. Put the photos back, or start anew with a lower --lr.")
-        if not read.all():
-            say(f"{(~read).sum()} of {len(read)} {side} photos got no answer, and do not count: gone, or an answer that is not finite")
-        return metrics.scores(probs[read], labels[side][read].numpy())
-
-    def judge(epoch: int) -> None:
-        """Add a row to the history, keep the model if it is the best so far."""
-        scores = scores_of(engine.predict_probs(judged, val_loader, len(classes), accelerator)[0], "val")
-        mean = {name: progress[name] / progress["photos"] if progress["photos"] else float("nan") for name in ("loss_sum", "norm_sum")}
-        row = {"epoch": epoch, "lr": max(group["lr"] for group in sgd.param_groups),
-               "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
-               **{f"val_{name}": score for name, score in scores.items()},
-               "skipped_steps": optimizer.skipped, "minutes": (time.monotonic() - began) / 60}
-        history.append(row)
-        accelerator.log(row, step=epoch)
-        learnt = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
-        say(f"epoch {epoch}/{config.epochs}  {learnt}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
-            f"macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
-        if best(history) is row:
-            save("best.pt")
-        if accelerator.is_main_process:
-            record.write_table(run / "log.csv", pd.DataFrame(history))
+        run.restore(saved)
+    judge = Judge(run, config, loader_of, val_loader, labels, say)
 
     if accelerator.device.type == "cpu" and config.epochs:
         announce_time(model, size, len(labels["train"]), config, accelerator, say)
     if not saved and accelerator.is_main_process:
-        draw_a_batch(run, train_loader, labels["train"], classes, config)
+        draw_a_batch(folder, train_loader, labels["train"], classes, config)
     if config.dry_run:
         say(rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator, config,
                      num_classes=len(classes), steps=steps))
-        say(f"a dry run: nothing is trained or saved; what the model would be shown is in {run / 'batch.png'}")
-        return run
-    began = time.monotonic() - 60 * progress["minutes"]
+        say(f"a dry run: nothing is trained or saved; what the model would be shown is in {folder / 'batch.png'}")
+        return folder
+    run.start_clock()
     if not saved:
         if accelerator.is_main_process:
-            record.write_settings(run, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
+            record.write_settings(folder, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
         if config.head_first:
             sides = ("train", "val") if config.refit else ("train",)
-            refit |= fitting.start_head(learner, lambda side, views: loader_of(side, views, config.seed), size, crop,
-                                        {side: labels[side] for side in sides}, config.balance, accelerator, config.quiet)
+            run.refit = fitting.start_head(learner, lambda side, views: loader_of(side, views, config.seed), size, crop,
+                                           {side: labels[side] for side in sides}, config.balance, accelerator, config.quiet)
             if ema:
                 ema.set(learner)
-            judge(epoch=0)
-            save("head.pt")
-            progress["minutes"] = history[0]["minutes"]
-        save_last()
+            judge.epoch(0)
+            run.save("head.pt")
+            progress["minutes"] = run.history[0]["minutes"]
+        run.save_last()
 
-    with StopRequest(accelerator, run) as stop:
+    with StopRequest(accelerator, folder) as stop:
         train_loader.batch_sampler.start = progress["epoch"] * epoch_steps + progress["step"]
         batches = iter(train_loader)  # one for all epochs: workers read on while an epoch is judged
         while progress["epoch"] < config.epochs and not stop():
@@ -200,67 +159,20 @@ def train(config: Config) -> Path:
                     keep_batchnorm=config.batchnorm_kept, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
                     shown=shown)
             if progress["step"] == epoch_steps:
-                judge(progress["epoch"] + 1)
+                judge.epoch(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
-            progress["minutes"] = (time.monotonic() - began) / 60
-            save_last()
+            progress["minutes"] = run.minutes()
+            run.save_last()
     del batches  # its workers end with it
     for tracker in accelerator.trackers:
         tracker.finish()  # not end_training: it would part the processes, which go on
     if progress["epoch"] < config.epochs:
-        tell(f"stopped; all is saved. Go on with: python main.py --resume {run}")
+        tell(f"stopped; all is saved. Go on with: python main.py --resume {folder}")
         sys.exit(130)
 
-    # The end: what is kept, asked as predict.py asks, how far its answers may be trusted, and a row in the record of experiments.
     accelerator.wait_for_everyone()  # best.pt is read by all
-    winner, epoch = checkpoint.load(run / "best.pt"), best(history)["epoch"]
-    chosen = place_name(min(epoch, 1), epoch)
-    answer_views = FixedViews(size, crop, ANSWER_VIEWS)
-    answer_loader = loader_of("val", answer_views)
-    if config.wise and config.head_first and config.epochs:
-        start, end = checkpoint.load(run / "head.pt")["weights"], copy.deepcopy(judged.state_dict())
-
-        def val_loss(weights: dict, loader) -> float:
-            judged.load_state_dict(weights)
-            return scores_of(engine.predict_probs(judged, loader, len(classes), accelerator)[0], "val")["loss"]
-
-        share, loss = best_place(start, end, lambda weights: val_loss(weights, val_loader), say)
-        place = blend(start, end, share)
-        # Of many epochs at one view, one looks good by luck: where it beats all places, all views decide.
-        if loss <= best(history)["val_loss"] or val_loss(place, answer_loader) <= val_loss(winner["weights"], answer_loader):
-            winner["weights"], chosen = place, place_name(share, config.epochs)
-    judged.load_state_dict(winner["weights"])
-    with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
-        one_view = loader_of("train", FixedViews(size, crop))
-        answers, trusted = fitting.learn_trust(judged, one_view, labels["train"], answer_loader, labels["val"], accelerator, bar.update)
-    scores = {f"val_{name}": score for name, score in scores_of(answers, "val").items()}
-    scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
-    if accelerator.is_main_process:
-        checkpoint.save(run / "best.pt", winner | {"weights": judged.state_dict(), "temperature": trusted["temperature"],
-                                                   "known_limit": trusted["known_limit"], "kept": chosen})
-    if len(labels["test"]):
-        add_to_head(judged, refit)
-        tested, _ = engine.predict_probs(judged, loader_of("test", answer_views), len(classes), accelerator, trusted["temperature"])
-        scores |= {f"test_{name}": score for name, score in scores_of(tested, "test").items()}
-        say(f"on the test photos: accuracy {scores['test_accuracy']:.4f}, macro-F1 {scores['test_macro_f1']:.4f}")
-    if accelerator.is_main_process:
-        record.write_answers(run / "val.csv", table[table.side == "val"], answers, classes)
-        try:
-            record.add_experiment(run, config.to_dict(), {k: f"{v:.4f}" for k, v in scores.items()}, progress["minutes"])
-        except checkpoint.WriteError as error:
-            tell(sentence(error))  # the run is whole without its row
-    say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
-        f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
-    tell(
-        f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
-        f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n{SINCE if refit else ''}"
-        f"now: python predict.py PHOTO --checkpoint {run / 'best.pt'}")
-    return run
-
-
-def best(history: list[dict]) -> dict:
-    """The epoch of the lowest validation loss: it weighs how sure each answer was, where accuracy's highest value is often luck."""
-    return min(history, key=lambda row: row["val_loss"])
+    judge.conclude(table, tell)
+    return folder
 
 
 if __name__ == "__main__":

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from exported import Exported
     from trained import Trained
 
-CAUTION = "A guess by a program from a photo: never eat a mushroom because of it."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +157,7 @@ def tell(options: Options, predictor: Predictor, paths: Sequence[str], labels: S
             print(f"{shown(path)}: {', '.join([answer, *remarks])}")
     if options.quiet:
         return
-    print(CAUTION)
+    print(trust.CAUTION)
     told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
     if told and len(set(labels)) > 1:
         try:

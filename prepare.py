@@ -1,8 +1,7 @@
-"""What main.py does before the first epoch: settings of a run that goes on, a look at the photos, the time it will take."""
+"""What main.py does before the first epoch: a look at the photos and at what the model will be shown, the time it takes, a rehearsal."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,60 +13,16 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-import checkpoint
 import dataset
 import engine
 import pictures
 import record
-from checkpoint import CheckpointError
-from config import Config, ConfigError
+from config import Config
 from device import to_device
 from mixup import mixup
 from photos import shown
 from sam import SAM, frozen_batchnorm
 from split import describe, find_trouble, split
-
-NOT_OURS = "does not fit its own settings and photos: it was changed or is broken. Start a new run."
-
-
-def last_of(run: Path) -> dict:
-    """What the run saved last. Raises ConfigError, CheckpointError."""
-    if not (run / "last.pt").is_file():
-        raise ConfigError(f"--resume {run}: holds no last.pt. Give the folder of a stopped run; one of all folds goes on by the command "
-                          "that began it, with its --out.")
-    return checkpoint.load(run / "last.pt")
-
-
-def resumed(config: Config, saved: dict) -> Config:
-    """The run's own settings; only --workers and --quiet may be given anew, as they change no result. Raises ConfigError,
-    CheckpointError, RunError."""
-    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet")}
-    if given:
-        flags = ", ".join("--" + k.replace("_", "-") for k in given)
-        raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
-    record.check_folder(config.resume)
-    try:
-        own = Config.from_dict({"covariance": saved["covariance"], **saved["config"]})
-        finished = saved["progress"]["epoch"] >= own.epochs
-    except (AttributeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error
-    if finished and (config.resume / "val.csv").exists() and record.has_experiment(config.resume):  # a row may be an older run's
-        raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
-                          f"--resume; `python -m tools.report {config.resume}` writes its report again.")
-    workers = config.workers if config.workers >= 0 else own.workers
-    return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
-
-
-def restore(saved: dict, run: Path, learner, judged, optimizer: SAM, scaler: torch.amp.GradScaler | None) -> None:
-    """What last.pt holds, into what trains on. Raises CheckpointError."""
-    try:
-        learner.load_state_dict(saved["learner"])
-        judged.load_state_dict(saved["weights"])
-        optimizer.load_state_dict(saved["optimizer"])
-        if scaler and saved["scaler"]:  # none where the run began on a device without one
-            scaler.load_state_dict(saved["scaler"])
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{run / 'last.pt'}: {NOT_OURS}") from error
 
 
 def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:

@@ -15,6 +15,7 @@ GENERA = Path(__file__).parent / "data/genera.csv"
 KEPT = 0.95        # share of validation photos that are not called unknown
 NOTICEABLE = 0.05  # probability from which a danger is named
 DANGERS = ("deadly", "poisonous")
+CAUTION = "A guess by a program from a photo: never eat a mushroom because of it."
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:

@@ -27,10 +27,10 @@ from conftest import ROOT, SMALL
 import checkpoint
 import dataset
 import engine
+import judging
 import main
 import metrics
 import model
-import prepare
 import record
 from answers import learnt_from
 from checkpoint import shapes
@@ -38,8 +38,9 @@ from config import Config, ConfigError
 from dataset import DataError
 from predict import Predictor
 from record import RunError
+from report import write_report
+from run import resumed
 from tools import export
-from tools.report import write_report
 from trained import load_model
 from transforms import RandomViews
 from views import ANSWER_VIEWS
@@ -321,7 +322,7 @@ def test_a_run_of_before_there_were_covariances_goes_on_without(small_config, tm
     old = {k: v for k, v in small_config.to_dict().items() if k != "covariance"}
     (tmp_path / "run").mkdir()
     saved = {"config": old, "progress": {"epoch": 1}, "covariance": 0}
-    assert prepare.resumed(Config(resume=tmp_path / "run"), saved).directions == 0
+    assert resumed(Config(resume=tmp_path / "run"), saved).directions == 0
 
 
 def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
@@ -421,7 +422,7 @@ def test_the_score_is_taken_before_the_head_learns_from_the_photos_of_the_score(
     alone, refit = (main.train(dataclasses.replace(small_config, epochs=1, refit=refit, out=small_config.out / str(refit)))
                     for refit in (False, True))
     texts = capsys.readouterr().out.split("now: python predict.py")
-    assert [main.SINCE in text for text in texts[:2]] == [False, True]
+    assert [judging.SINCE in text for text in texts[:2]] == [False, True]
     for name in ("val.csv", "log.csv"):
         before, after = (pd.read_csv(run / name).drop(columns=["minutes"], errors="ignore") for run in (alone, refit))
         pd.testing.assert_frame_equal(before, after)
@@ -690,7 +691,7 @@ def test_the_way_back_to_the_head_alone_is_tried_and_the_best_place_is_kept(smal
     assert tuple(seen) == SHARES
     log, answers = pd.read_csv(run / "log.csv"), pd.read_csv(run / "val.csv")
     labels = answers.label.map(list(answers.columns[2:]).index).to_numpy()
-    losses = {place: main.metrics.log_loss(probs, labels) for place, probs in seen.items()}
+    losses = {place: metrics.log_loss(probs, labels) for place, probs in seen.items()}
     start, end, kept = (checkpoint.load(run / name)["weights"] for name in ("head.pt", "last.pt", "best.pt"))
     if isinstance(share, str):  # an epoch looked better than all places
         assert judged.count(ANSWER_VIEWS) == 2

@@ -12,9 +12,9 @@ import photos
 import plots
 import record
 from config import Config
-from prepare import resumed
+from report import write_report
+from run import resumed
 from tools.publish import publish
-from tools.report import write_report
 
 
 def test_a_report_tells_the_scores_of_the_log_and_needs_no_other_file(run):

@@ -14,7 +14,7 @@ import tyro
 import trust
 from explain import Explainer, ExplainError, overlay
 from photos import PhotoError, read_photo, sentence
-from predict import CAUTION, Predictor, newest_checkpoint
+from predict import Predictor, newest_checkpoint
 
 MOST, LARGEST, QUEUE = 8, "20mb", 20  # photos of one find, the size of one, questions that may wait
 WORDS = {
@@ -24,7 +24,7 @@ WORDS = {
         "answer": "Answer", "heat": "What spoke for it", "none": "Add a photo first.",
         "many": f"More than {MOST} photos: take the best {MOST}.",
         "unknown": "Unknown: it looks like none of the classes. Try a closer photo, one from below.",
-        "deadly": "{:.0%} on genera with deadly species: {}.", "bad": "{}: {}", "caution": CAUTION},
+        "deadly": "{:.0%} on genera with deadly species: {}.", "bad": "{}: {}", "caution": trust.CAUTION},
     "中文": {
         "title": f"# 这是什么蘑菇？\n同一蘑菇的照片，最多 {MOST} 张。手机上点按即可拍照。", "photos": "照片", "ask": "识别",
         "answer": "结果", "heat": "判断依据", "none": "请先添加照片。", "many": f"照片超过 {MOST} 张：请选最好的 {MOST} 张。",

@@ -13,8 +13,8 @@ import tyro
 import plots
 import record
 from config import Config
+from page import image, section, table, write_page
 from photos import sentence, spell_out
-from tools.page import image, section, table, write_page
 
 
 def read_runs(file: Path) -> tuple[pd.DataFrame, str]:

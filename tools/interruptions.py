@@ -111,7 +111,7 @@ def _reference(work: Path) -> tuple[float, torch.Tensor]:
 def _start(work: Path, *arguments: str) -> multiprocessing.Process:
     """main.py on the command line, in a process that has the imports behind it: 10 s less, and no kill is wasted on them."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["main", "tools.report"])
+    server.set_forkserver_preload(["main"])
     process = server.Process(target=_command, args=(work, arguments))
     process.start()
     return process

@@ -1,0 +1,122 @@
+"""What the model answers to photos that it did not learn from: scored after each epoch; at the end, what stays and how far to trust it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+
+import checkpoint
+import engine
+import fitting
+import metrics
+import record
+from config import Config
+from console import Bar
+from model import add_to_head
+from photos import sentence
+from run import Run
+from views import ANSWER_VIEWS, FixedViews
+from wise import best_place, blend, place_name
+
+SINCE = "since that score, its head has learnt from these photos too (--no-refit leaves it)\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Scores a run's model. loader_of: the loader of a side's photos in these views. val_loader: that of "val" in one view. labels: int64
+    (N,) by side. say: prints what only somebody who watches wants to read."""
+
+    run: Run
+    config: Config
+    loader_of: Callable[[str, FixedViews], DataLoader]
+    val_loader: DataLoader
+    labels: dict[str, torch.Tensor]
+    say: Callable[[str], None]
+
+    def scores(self, probs, side: str) -> dict[str, float]:
+        """Of answers float (N, K) to a side's photos; NaN = no answer, which is said. Raises TrainingError where there is none at all."""
+        read = ~torch.tensor(probs).isnan().any(1)
+        if not read.any():
+            raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {self.config.data}, or the model's numbers are "
+                                       "no longer finite. Put the photos back, or start anew with a lower --lr.")
+        if not read.all():
+            self.say(f"{(~read).sum()} of {len(read)} {side} photos got no answer, and do not count: gone, or an answer that is not finite")
+        return metrics.scores(probs[read], self.labels[side][read].numpy())
+
+    def ask(self, loader: DataLoader, side: str = "val", temperature: float = 1.0) -> dict[str, float]:
+        """The scores of the run's judged weights on the loader's photos."""
+        run = self.run
+        return self.scores(engine.predict_probs(run.judged, loader, len(run.about["classes"]), run.accelerator, temperature)[0], side)
+
+    def epoch(self, epoch: int) -> None:
+        """Add a row to the history, keep the model if it is the best so far."""
+        run, scores = self.run, self.ask(self.val_loader)
+        mean = {name: run.progress[name] / run.progress["photos"] if run.progress["photos"] else float("nan")
+                for name in ("loss_sum", "norm_sum")}
+        row = {"epoch": epoch, "lr": max(group["lr"] for group in run.optimizer.param_groups),
+               "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
+               **{f"val_{name}": score for name, score in scores.items()},
+               "skipped_steps": run.optimizer.skipped, "minutes": run.minutes()}
+        run.accelerator.log(row, step=epoch)
+        learnt = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
+        self.say(f"epoch {epoch}/{self.config.epochs}  {learnt}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
+                 f"macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
+        run.add(row)
+
+    def choose(self, answer_loader: DataLoader) -> tuple[dict, str]:
+        """The checkpoint that stays, its weights in run.judged, and what they are: the best epoch's, or a place on the way back."""
+        run, config, best = self.run, self.config, self.run.best()
+        winner, chosen = checkpoint.load(run.folder / "best.pt"), place_name(min(best["epoch"], 1), best["epoch"])
+        if config.wise and config.head_first and config.epochs:
+            start, end = checkpoint.load(run.folder / "head.pt")["weights"], copy.deepcopy(run.judged.state_dict())
+
+            def val_loss(weights: dict, loader: DataLoader) -> float:
+                run.judged.load_state_dict(weights)
+                return self.ask(loader)["loss"]
+
+            share, loss = best_place(start, end, lambda weights: val_loss(weights, self.val_loader), self.say)
+            place = blend(start, end, share)
+            # Of many epochs at one view, one looks good by luck: where it beats all places, all views decide.
+            if loss <= best["val_loss"] or val_loss(place, answer_loader) <= val_loss(winner["weights"], answer_loader):
+                winner["weights"], chosen = place, place_name(share, config.epochs)
+        run.judged.load_state_dict(winner["weights"])
+        return winner, chosen
+
+    def conclude(self, table: pd.DataFrame, tell: Callable[[str], None]) -> None:
+        """The end: what stays, asked as predict.py asks; how far its answers may be trusted; a row in the record of experiments."""
+        run, config, labels, accelerator = self.run, self.config, self.labels, self.run.accelerator
+        classes, size, crop = (run.about[name] for name in ("classes", "image_size", "crop"))
+        answer_views = FixedViews(size, crop, ANSWER_VIEWS)
+        answer_loader = self.loader_of("val", answer_views)
+        winner, chosen = self.choose(answer_loader)
+        with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
+            one_view = self.loader_of("train", FixedViews(size, crop))
+            answers, trusted = fitting.learn_trust(run.judged, one_view, labels["train"], answer_loader, labels["val"], accelerator,
+                                                   bar.update)
+        scores = {f"val_{name}": score for name, score in self.scores(answers, "val").items()}
+        scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
+        if accelerator.is_main_process:
+            checkpoint.save(run.folder / "best.pt", winner | {
+                "weights": run.judged.state_dict(), "temperature": trusted["temperature"], "known_limit": trusted["known_limit"],
+                "kept": chosen})
+        if len(labels["test"]):
+            add_to_head(run.judged, run.refit)
+            tested = self.ask(self.loader_of("test", answer_views), "test", trusted["temperature"])
+            scores |= {f"test_{name}": score for name, score in tested.items()}
+            self.say(f"on the test photos: accuracy {tested['accuracy']:.4f}, macro-F1 {tested['macro_f1']:.4f}")
+        if accelerator.is_main_process:
+            record.write_answers(run.folder / "val.csv", table[table.side == "val"], answers, classes)
+            try:
+                record.add_experiment(run.folder, config.to_dict(), {k: f"{v:.4f}" for k, v in scores.items()}, run.progress["minutes"])
+            except checkpoint.WriteError as error:
+                tell(sentence(error))  # the run is whole without its row
+        self.say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
+                 f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
+        tell(f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
+             f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n{SINCE if run.refit else ''}"
+             f"now: python predict.py PHOTO --checkpoint {run.folder / 'best.pt'}")

@@ -1,0 +1,110 @@
+"""Where a training stands: all that `--resume` needs, and what its checkpoints hold beside weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+import checkpoint
+import record
+from config import Config, ConfigError
+from sam import SAM
+
+NOT_OURS = "does not fit its own settings and photos: it was changed or is broken. Start a new run."
+
+
+@dataclasses.dataclass
+class Run:
+    """A training and its folder. learner: what learns. judged: the weights that are scored, kept as the best, and asked later: the
+    learner's moving average, or itself. about: what each checkpoint says beside what stands here, by name. Only the main process writes.
+
+    progress: as for engine.train_one_epoch, and "minutes". history: a row for each epoch, as in log.csv; 0 is the head alone. refit: what
+    the head that answers has more than the one that is scored (fitting.start_head).
+    """
+
+    folder: Path
+    learner: torch.nn.Module
+    judged: torch.nn.Module
+    optimizer: SAM
+    accelerator: Accelerator
+    about: dict
+    progress: dict
+    history: list[dict] = dataclasses.field(default_factory=list)
+    refit: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    def restore(self, saved: dict) -> None:
+        """Stand where last.pt was saved. Raises CheckpointError."""
+        scaler = self.accelerator.scaler
+        try:
+            self.learner.load_state_dict(saved["learner"])
+            self.judged.load_state_dict(saved["weights"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            if scaler and saved["scaler"]:  # none where the run began on a device without one
+                scaler.load_state_dict(saved["scaler"])
+            self.progress |= saved["progress"]
+            self.history, self.refit = saved["history"], saved["refit"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise checkpoint.CheckpointError(f"{self.folder / 'last.pt'}: {NOT_OURS}") from error
+
+    def start_clock(self) -> None:
+        self.began = time.monotonic() - 60 * self.progress["minutes"]
+
+    def minutes(self) -> float:
+        """Of training so far, those before an interruption too."""
+        return (time.monotonic() - self.began) / 60
+
+    def best(self) -> dict:
+        """The epoch of the lowest validation loss: it weighs how sure each answer was, where accuracy's highest value is often luck."""
+        return min(self.history, key=lambda row: row["val_loss"])
+
+    def add(self, row: dict) -> None:
+        """An epoch to the history and log.csv; best.pt, if it is the best so far."""
+        self.history.append(row)
+        if self.best() is row:
+            self.save("best.pt")
+        if self.accelerator.is_main_process:
+            record.write_table(self.folder / "log.csv", pd.DataFrame(self.history))
+
+    def save(self, name: str, **more) -> None:
+        if self.accelerator.is_main_process:
+            checkpoint.save(self.folder / name, self.about | {
+                "temperature": 1.0, "known_limit": 0.0, "weights": self.judged.state_dict(), "refit": self.refit,
+                "history": self.history, **more})
+
+    def save_last(self) -> None:
+        scaler = self.accelerator.scaler
+        self.save("last.pt", learner=self.learner.state_dict(), optimizer=self.optimizer.state_dict(), progress=self.progress,
+                  scaler=scaler.state_dict() if scaler else {})
+
+
+def last_of(run: Path) -> dict:
+    """What the run saved last. Raises ConfigError, CheckpointError."""
+    if not (run / "last.pt").is_file():
+        raise ConfigError(f"--resume {run}: holds no last.pt. Give the folder of a stopped run; one of all folds goes on by the command "
+                          "that began it, with its --out.")
+    return checkpoint.load(run / "last.pt")
+
+
+def resumed(config: Config, saved: dict) -> Config:
+    """The run's own settings; only --workers and --quiet may be given anew, as they change no result. Raises ConfigError,
+    CheckpointError, RunError."""
+    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet")}
+    if given:
+        flags = ", ".join("--" + k.replace("_", "-") for k in given)
+        raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
+    record.check_folder(config.resume)
+    try:
+        own = Config.from_dict({"covariance": saved["covariance"], **saved["config"]})
+        finished = saved["progress"]["epoch"] >= own.epochs
+    except (AttributeError, KeyError, TypeError) as error:
+        raise checkpoint.CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error
+    if finished and (config.resume / "val.csv").exists() and record.has_experiment(config.resume):  # a row may be an older run's
+        raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
+                          f"--resume; `python -m tools.report {config.resume}` writes its report again.")
+    workers = config.workers if config.workers >= 0 else own.workers
+    return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
