@@ -475,19 +475,6 @@ def test_photos_of_a_test_side_are_asked_of_the_head_that_answers(small_config, 
     assert not learnt_from(run) & {os.path.realpath(path) for path in tested.path}
 
 
-def test_photos_without_an_answer_are_told_and_do_not_count(small_config, capsys, monkeypatch):
-    predict_probs = engine.predict_probs
-
-    def one_is_gone(*arguments, **more):
-        probs, errors = predict_probs(*arguments, **more)
-        probs[0] = np.nan
-        return probs, errors
-
-    monkeypatch.setattr(engine, "predict_probs", one_is_gone)
-    main.train(dataclasses.replace(small_config, epochs=1))
-    assert re.search(r"1 of \d+ val photos got no answer, and do not count", capsys.readouterr().out)
-
-
 def test_a_second_process_may_not_train_into_the_same_folder(small_config, monkeypatch):
     code = ("import sys, time, record; from pathlib import Path; held = record.lock(Path(sys.argv[1]), True); print(flush=True); "
             "time.sleep(600)")
