@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.data import DataLoader
@@ -38,24 +39,24 @@ class Judge:
     labels: dict[str, torch.Tensor]
     say: Callable[[str], None]
 
-    def scores(self, probs, side: str) -> dict[str, float]:
+    def scores(self, probs: np.ndarray, side: str) -> dict[str, float]:
         """Of answers float (N, K) to a side's photos; NaN = no answer, which is said. Raises TrainingError where there is none at all."""
-        read = ~torch.tensor(probs).isnan().any(1)
+        read = ~np.isnan(probs).any(1)
         if not read.any():
             raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {self.config.data}, or the model's numbers are "
                                        "no longer finite. Put the photos back, or start anew with a lower --lr.")
         if not read.all():
             self.say(f"{(~read).sum()} of {len(read)} {side} photos got no answer, and do not count: gone, or an answer that is not finite")
-        return metrics.scores(probs[read], self.labels[side][read].numpy())
+        return metrics.scores(probs[read], self.labels[side].numpy()[read])
 
-    def ask(self, loader: DataLoader, side: str = "val", temperature: float = 1.0) -> dict[str, float]:
+    def scores_on(self, loader: DataLoader, side: str = "val", temperature: float = 1.0) -> dict[str, float]:
         """The scores of the run's judged weights on the loader's photos."""
         run = self.run
         return self.scores(engine.predict_probs(run.judged, loader, len(run.about["classes"]), run.accelerator, temperature)[0], side)
 
-    def epoch(self, epoch: int) -> None:
+    def after_epoch(self, epoch: int) -> None:
         """Add a row to the history, keep the model if it is the best so far."""
-        run, scores = self.run, self.ask(self.val_loader)
+        run, scores = self.run, self.scores_on(self.val_loader)
         mean = {name: run.progress[name] / run.progress["photos"] if run.progress["photos"] else float("nan")
                 for name in ("loss_sum", "norm_sum")}
         row = {"epoch": epoch, "lr": max(group["lr"] for group in run.optimizer.param_groups),
@@ -77,7 +78,7 @@ class Judge:
 
             def val_loss(weights: dict, loader: DataLoader) -> float:
                 run.judged.load_state_dict(weights)
-                return self.ask(loader)["loss"]
+                return self.scores_on(loader)["loss"]
 
             share, loss = best_place(start, end, lambda weights: val_loss(weights, self.val_loader), self.say)
             place = blend(start, end, share)
@@ -106,7 +107,7 @@ class Judge:
                 "kept": chosen})
         if len(labels["test"]):
             add_to_head(run.judged, run.refit)
-            tested = self.ask(self.loader_of("test", answer_views), "test", trusted["temperature"])
+            tested = self.scores_on(self.loader_of("test", answer_views), "test", trusted["temperature"])
             scores |= {f"test_{name}": score for name, score in tested.items()}
             self.say(f"on the test photos: accuracy {tested['accuracy']:.4f}, macro-F1 {tested['macro_f1']:.4f}")
         if accelerator.is_main_process:

@@ -62,7 +62,7 @@ def train(config: Config) -> Path:
     if saved:  # once more: another process may have trained on while this one waited for its folder
         accelerator.wait_for_everyone()
         saved = last_of(folder)
-        resumed(given, saved)
+        resumed(given, saved)  # raises where that one has ended it
     accelerator.project_configuration.logging_dir = folder  # known only now: all processes must agree on it
     settings = {knob: value for knob, value in config.to_dict().items() if value is not None}
     accelerator.init_trackers("mushrooms", settings, {tracker: {"name": folder.name} for tracker in ("trackio", "wandb")})
@@ -143,9 +143,8 @@ def train(config: Config) -> Path:
                                            {side: labels[side] for side in sides}, config.balance, accelerator, config.quiet)
             if ema:
                 ema.set(learner)
-            judge.epoch(0)
+            judge.after_epoch(0)
             run.save("head.pt")
-            progress["minutes"] = run.history[0]["minutes"]
         run.save_last()
 
     with StopRequest(accelerator, folder) as stop:
@@ -159,9 +158,8 @@ def train(config: Config) -> Path:
                     keep_batchnorm=config.batchnorm_kept, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
                     shown=shown)
             if progress["step"] == epoch_steps:
-                judge.epoch(progress["epoch"] + 1)
+                judge.after_epoch(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
-            progress["minutes"] = run.minutes()
             run.save_last()
     del batches  # its workers end with it
     for tracker in accelerator.trackers:
@@ -183,9 +181,9 @@ if __name__ == "__main__":
         elif options.fold < 0:
             train_each_fold(options, train)
         else:
-            run = train(options)
+            folder = train(options)
             alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
-            PartialState().on_main_process(print)(f"look: {write_report(run) if alone else f'python -m tools.report {run}'}")
+            PartialState().on_main_process(print)(f"look: {write_report(folder) if alone else f'python -m tools.report {folder}'}")
     except USER_ERRORS as error:
         sys.exit(sentence(error))
     except RuntimeError as error:

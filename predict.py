@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from trained import Trained
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (to any depth), a CSV image[,label]; - = paths from stdin

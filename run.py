@@ -20,8 +20,9 @@ NOT_OURS = "does not fit its own settings and photos: it was changed or is broke
 
 @dataclasses.dataclass
 class Run:
-    """A training and its folder. learner: what learns. judged: the weights that are scored, kept as the best, and asked later: the
-    learner's moving average, or itself. about: what each checkpoint says beside what stands here, by name. Only the main process writes.
+    """A training and its folder. learner: the model that learns. judged: the one that is scored, kept as the best, and asked later: the
+    moving average of its weights, or itself. about: what each checkpoint says beside what stands here, by name; judging.py asks it for
+    "classes", "image_size" and "crop". Only the main process writes.
 
     progress: as for engine.train_one_epoch, and "minutes". history: a row for each epoch, as in log.csv; 0 is the head alone. refit: what
     the head that answers has more than the one that is scored (fitting.start_head).
@@ -36,6 +37,7 @@ class Run:
     progress: dict
     history: list[dict] = dataclasses.field(default_factory=list)
     refit: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    began: float = dataclasses.field(default=0.0, init=False)  # seconds of time.monotonic
 
     def restore(self, saved: dict) -> None:
         """Stand where last.pt was saved. Raises CheckpointError."""
@@ -47,7 +49,9 @@ class Run:
             if scaler and saved["scaler"]:  # none where the run began on a device without one
                 scaler.load_state_dict(saved["scaler"])
             self.progress |= saved["progress"]
-            self.history, self.refit = saved["history"], saved["refit"]
+            self.history, self.refit = list(saved["history"]), saved["refit"]
+            if self.history:
+                self.best()
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise checkpoint.CheckpointError(f"{self.folder / 'last.pt'}: {NOT_OURS}") from error
 
@@ -77,17 +81,18 @@ class Run:
                 "history": self.history, **more})
 
     def save_last(self) -> None:
+        self.progress["minutes"] = self.minutes()
         scaler = self.accelerator.scaler
         self.save("last.pt", learner=self.learner.state_dict(), optimizer=self.optimizer.state_dict(), progress=self.progress,
                   scaler=scaler.state_dict() if scaler else {})
 
 
-def last_of(run: Path) -> dict:
-    """What the run saved last. Raises ConfigError, CheckpointError."""
-    if not (run / "last.pt").is_file():
-        raise ConfigError(f"--resume {run}: holds no last.pt. Give the folder of a stopped run; one of all folds goes on by the command "
+def last_of(folder: Path) -> dict:
+    """What the run in there saved last. Raises ConfigError, CheckpointError."""
+    if not (folder / "last.pt").is_file():
+        raise ConfigError(f"--resume {folder}: holds no last.pt. Give the folder of a stopped run; one of all folds goes on by the command "
                           "that began it, with its --out.")
-    return checkpoint.load(run / "last.pt")
+    return checkpoint.load(folder / "last.pt")
 
 
 def resumed(config: Config, saved: dict) -> Config:

@@ -1,11 +1,15 @@
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import checkpoint
+import engine
 from engine import TrainingError
 from judging import Judge
+from run import Run
 
 LABELS = {"val": torch.tensor([0, 1, 1, 0])}
 PROBS = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]], np.float32)
@@ -25,6 +29,26 @@ def test_photos_without_an_answer_are_told_and_do_not_count():
     assert scores["accuracy"] == 1
     assert scores["loss"] == pytest.approx(-np.log([0.9, 0.8, 0.6]).mean(), rel=1e-6)
     assert said == ["1 of 4 val photos got no answer, and do not count: gone, or an answer that is not finite"]
+
+
+def test_after_an_epoch_the_log_has_its_scores_and_best_pt_stays_that_of_the_lowest_loss(tmp_path, monkeypatch):
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.2}], skipped=3)
+    logged, said, network = [], [], torch.nn.Linear(1, 1)
+    accelerator = SimpleNamespace(is_main_process=True, log=lambda row, step: logged.append(step))
+    run = Run(tmp_path, network, network, optimizer, accelerator, {"classes": ["a", "b"]}, {"loss_sum": 6.0, "norm_sum": 8.0, "photos": 4})
+    told = Judge(run, SimpleNamespace(data="photos", epochs=2), None, None, LABELS, said.append)
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, what: saved.append((path.name, what["history"][-1]["epoch"])))
+    for epoch, probs in enumerate((PROBS[:, ::-1], PROBS, np.full_like(PROBS, 0.5))):
+        monkeypatch.setattr(engine, "predict_probs", lambda *_, probs=probs: (probs, {}))
+        told.after_epoch(epoch)
+    log = pd.read_csv(tmp_path / "log.csv")
+    assert logged == log.epoch.tolist() == [0, 1, 2]
+    assert log.val_accuracy.tolist() == [0.25, 0.75, 0.5]
+    assert log[["train_loss", "grad_norm", "lr", "skipped_steps"]].to_numpy().tolist() == [[1.5, 2, 0.2, 3]] * 3
+    assert saved == [("best.pt", 0), ("best.pt", 1)]
+    assert said[0].startswith("epoch 0/2  head alone  val loss")
+    assert said[1].startswith("epoch 1/2  loss 1.500  val loss")
 
 
 def test_no_answer_at_all_ends_the_run_with_a_sentence():

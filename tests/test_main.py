@@ -191,7 +191,8 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(small_config, sign, whole_
 
 
 @pytest.mark.parametrize("broken", [
-    {"config": None}, {"progress": []}, {"progress": {}}, {"learner": {}}, {"optimizer": {"a": 1}}, {"optimizer": None}, "", "a,b\n1,2\n",
+    {"config": None}, {"progress": []}, {"progress": {}}, {"learner": {}}, {"optimizer": {"a": 1}}, {"optimizer": None}, {"history": None},
+    {"history": [1]}, "", "a,b\n1,2\n",
     "path,label,side,bytes\na.jpg,x,train,1\n", "path,label,side,bytes\na.jpg,x,train,many\nb.jpg,x,val,1\n",
     "path,label,side,bytes\na.jpg,x,train,1\nb.jpg,y,val,1\n", None])
 def test_a_run_whose_files_are_not_as_it_wrote_them_is_refused_with_a_sentence(run, tmp_path, broken):
@@ -451,7 +452,7 @@ def test_no_epochs_are_the_fitted_head_alone(small_config, capsys):
             torch.testing.assert_close(kept["weights"][name], tensor)
     log = pd.read_csv(run / "log.csv")
     assert log.epoch.tolist() == [0]
-    assert checkpoint.load(run / "last.pt")["progress"]["minutes"] == pytest.approx(log.minutes[0]) != 0
+    assert checkpoint.load(run / "last.pt")["progress"]["minutes"] == pytest.approx(log.minutes[0], abs=0.1) != 0
     assert "Kept as best.pt: the head alone." in write_report(run).read_text(encoding="utf-8")
     assert not (run / "report/curves.png").exists()  # of a single point
     with pytest.raises(ConfigError, match="--resume .*has finished its 0 epochs"):
