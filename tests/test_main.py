@@ -452,7 +452,7 @@ def test_no_epochs_are_the_fitted_head_alone(small_config, capsys):
             torch.testing.assert_close(kept["weights"][name], tensor)
     log = pd.read_csv(run / "log.csv")
     assert log.epoch.tolist() == [0]
-    assert checkpoint.load(run / "last.pt")["progress"]["minutes"] == pytest.approx(log.minutes[0], abs=0.1) != 0
+    assert checkpoint.load(run / "last.pt")["progress"]["minutes"] == pytest.approx(log.minutes[0], rel=0.5)
     assert "Kept as best.pt: the head alone." in write_report(run).read_text(encoding="utf-8")
     assert not (run / "report/curves.png").exists()  # of a single point
     with pytest.raises(ConfigError, match="--resume .*has finished its 0 epochs"):
