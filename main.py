@@ -160,6 +160,7 @@ def train(config: Config) -> Path:
             if progress["step"] == epoch_steps:
                 judge.after_epoch(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
+            progress["minutes"] = run.minutes()
             run.save_last()
     del batches  # its workers end with it
     for tracker in accelerator.trackers:

@@ -69,6 +69,7 @@ class Run:
     def add(self, row: dict) -> None:
         """An epoch to the history and log.csv; best.pt, if it is the best so far."""
         self.history.append(row)
+        self.progress["minutes"] = row["minutes"]
         if self.best() is row:
             self.save("best.pt")
         if self.accelerator.is_main_process:
@@ -81,7 +82,6 @@ class Run:
                 "history": self.history, **more})
 
     def save_last(self) -> None:
-        self.progress["minutes"] = self.minutes()
         scaler = self.accelerator.scaler
         self.save("last.pt", learner=self.learner.state_dict(), optimizer=self.optimizer.state_dict(), progress=self.progress,
                   scaler=scaler.state_dict() if scaler else {})

@@ -19,7 +19,7 @@ def judge(said: list[str]) -> Judge:
     return Judge(None, SimpleNamespace(data="photos"), None, None, LABELS, said.append)
 
 
-def test_photos_without_an_answer_are_told_and_do_not_count():
+def test_answers_that_are_missing_are_told_and_do_not_count():
     said = []
     assert judge(said).scores(PROBS, "val")["accuracy"] == 0.75
     assert not said
