@@ -68,9 +68,9 @@ def no_score(paths: Sequence[str], runs: Sequence[Path]) -> str:
     return f"not a fair score: the model learnt from {these}, or was chosen by them" if seen else ""
 
 
-def learnt_from(run: Path) -> set[str]:
+def learnt_from(folder: Path) -> set[str]:
     """The real paths of the photos that a run trained on or validated with; none where a model lies without its run."""
-    if not (run / "photos.csv").is_file():
+    if not (folder / "photos.csv").is_file():
         return set()
-    with open(run / "photos.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open(folder / "photos.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
         return {os.path.realpath(row["path"]) for row in csv.DictReader(file) if row.get("path") and row.get("side") in ("train", "val")}

@@ -20,8 +20,8 @@ class StopRequest:
     same moment: that one is no second.
     """
 
-    def __init__(self, accelerator: Accelerator, run: Path):
-        self.accelerator, self.run = accelerator, run
+    def __init__(self, accelerator: Accelerator, folder: Path):
+        self.accelerator, self.folder = accelerator, folder
 
     def __enter__(self) -> StopRequest:
         self.asked = 0.0
@@ -33,7 +33,7 @@ class StopRequest:
             signal.signal(number, handler)
         if isinstance(error, RuntimeError) and self.accelerator.num_processes > 1:  # gloo and NCCL know no kind of their own for it
             print(f"one of the {self.accelerator.num_processes} processes has ended, or the network between them fails. "
-                  f"Go on, with as many processes as you like: python main.py --resume {self.run}", file=sys.stderr, flush=True)
+                  f"Go on, with as many processes as you like: python main.py --resume {self.folder}", file=sys.stderr, flush=True)
 
     def ask(self, number: int, _) -> None:
         if self.asked and time.monotonic() - self.asked > 1:

@@ -25,7 +25,7 @@ from sam import SAM, frozen_batchnorm
 from split import describe, find_trouble, split
 
 
-def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.DataFrame:
+def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd.DataFrame:
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     quiet = config.quiet or None  # none = where no person watches
     table = find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
@@ -38,17 +38,17 @@ def look_at_photos(table: pd.DataFrame, config: Config, run: Path, say) -> pd.Da
         example = f"{shown(bad.path.iloc[0])}: {bad.error.iloc[0]}"
         raise dataset.DataError(f"{error} {len(bad)} of {len(table)} photos cannot be read, e.g. {example}.") from error
     say(describe(table))
-    record.write_table(run / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
+    record.write_table(folder / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
     return table
 
 
-def draw_a_batch(run: Path, loader, labels: torch.Tensor, classes: list[str], config: Config) -> None:
+def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str], config: Config) -> None:
     """batch.png: what the model will be shown."""
     photos = [loader.dataset[key] for key in next(iter(loader.batch_sampler))[:16]]
     images = torch.cat([image for image, _ in photos if not isinstance(image, str)])
     index = torch.tensor([index for image, index in photos if not isinstance(image, str)])
     mixed, targets = mixup(images, labels[index], len(classes), config.mixup, engine.step_rng(config.seed, 0, 0))
-    pictures.batch_sheet(run / "batch.png", mixed, targets, classes)
+    pictures.batch_sheet(folder / "batch.png", mixed, targets, classes)
 
 
 def announce_time(model, size: int, photos: int, config: Config, accelerator: Accelerator, say) -> None:

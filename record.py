@@ -103,15 +103,15 @@ def read_table(path: Path) -> pd.DataFrame:
     return table.rename(columns={last: last.removesuffix("\r")})
 
 
-def read_photos(run: Path) -> pd.DataFrame:
+def read_photos(folder: Path) -> pd.DataFrame:
     """The run's photos.csv. Raises RunError."""
     try:
-        table = read_table(run / "photos.csv")
+        table = read_table(folder / "photos.csv")
         if {"path", "label", "side", "bytes"} <= set(table) and {"train", "val"} <= set(table.side):
             return table.astype({"bytes": int})
     except (OSError, ValueError):  # pandas' errors are ValueErrors
         pass
-    raise RunError(f"{run / 'photos.csv'}: missing, or not as the run wrote it. Put it back, or start a new run.")
+    raise RunError(f"{folder / 'photos.csv'}: missing, or not as the run wrote it. Put it back, or start a new run.")
 
 
 def read_answers(path: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
@@ -121,16 +121,16 @@ def read_answers(path: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     return table, table[classes].to_numpy(float), table.label.map(classes.index).to_numpy()
 
 
-def has_experiment(run: Path) -> bool:
+def has_experiment(folder: Path) -> bool:
     """Whether the run has its row: a kill after the last epoch may come before it."""
-    return EXPERIMENTS.exists() and any(Path(other).resolve() == run.resolve() for other in read_table(EXPERIMENTS).run)
+    return EXPERIMENTS.exists() and any(Path(other).resolve() == folder.resolve() for other in read_table(EXPERIMENTS).run)
 
 
-def add_experiment(run: Path, config: dict, scores: dict, minutes: float) -> None:
+def add_experiment(folder: Path, config: dict, scores: dict, minutes: float) -> None:
     """One row: when, where, every setting (whoever edits config.py changes the defaults), the kept model's scores, minutes of training.
     Raises WriteError."""
     settings = " ".join(f"{k}={v}" for k, v in config.items() if k not in NO_RESULT)
-    row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(run), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
+    row = {"finished": time.strftime("%Y-%m-%d %H:%M"), "run": str(folder), **scores, "minutes": f"{minutes:.1f}", "settings": settings}
     try:
         EXPERIMENTS.parent.mkdir(exist_ok=True)
         with FileLock(EXPERIMENTS.with_name(".experiments.lock")):             # two runs may end together
@@ -138,4 +138,4 @@ def add_experiment(run: Path, config: dict, scores: dict, minutes: float) -> Non
             write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores
     except OSError as error:
         raise WriteError(f"{EXPERIMENTS}: cannot be written to ({error.strerror}). Make its folder writable; then "
-                         f"`python main.py --resume {run}` adds the row that is missing.") from error
+                         f"`python main.py --resume {folder}` adds the row that is missing.") from error

@@ -28,38 +28,38 @@ from views import crop_view
 WORST, SUREST = 9, 18  # mistakes shown
 
 
-def write_report(run: Path) -> Path:
+def write_report(folder: Path) -> Path:
     """Returns RUN/report.html. Raises ValueError where RUN is not a finished run, or its photos are gone."""
-    record.check_folder(run)
-    if not (run / "val.csv").is_file():
-        raise record.RunError(f"{run}: no finished run, it holds no val.csv. Pass a folder that main.py made under runs/.")
-    (val, probs, labels), photos = record.read_answers(run / "val.csv"), record.read_table(run / "photos.csv")
+    record.check_folder(folder)
+    if not (folder / "val.csv").is_file():
+        raise record.RunError(f"{folder}: no finished run, it holds no val.csv. Pass a folder that main.py made under runs/.")
+    (val, probs, labels), photos = record.read_answers(folder / "val.csv"), record.read_table(folder / "photos.csv")
     classes = val.columns[2:].tolist()
     if not any(os.path.isfile(photo) for photo in val.image):
-        raise record.RunError(f"{run}: none of its {len(val)} validation photos is where it was ({val.image[0]}). Put them back.")
-    log = pd.read_csv(run / "log.csv")
+        raise record.RunError(f"{folder}: none of its {len(val)} validation photos is where it was ({val.image[0]}). Put them back.")
+    log = pd.read_csv(folder / "log.csv")
     log["grad_norm"] = log.get("grad_norm")  # runs of before it was logged
-    settings = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = settings["config"]
-    folder = run / "report"
-    folder.mkdir(exist_ok=True)
+    inside = folder / "report"
+    inside.mkdir(exist_ok=True)
 
     def drawn(name: str, draw, *arguments, alt: str) -> str:
-        draw(folder / f"{name}.png", *arguments)
-        return image(folder / f"{name}.png", alt)
+        draw(inside / f"{name}.png", *arguments)
+        return image(inside / f"{name}.png", alt)
 
     sam = (config["sam_start"] * config["epochs"], config["sam_every"]) if config["rho"] else None
     sides = pd.crosstab(photos.label, photos.side[photos.side != ""])
     sides = sides[[side for side in SIDES if side in sides]]
     counts, by_class = metrics.confusion(probs, labels), metrics.per_class(probs, labels)
-    best, epochs = checkpoint.load(run / "best.pt"), log.epoch.max()
+    best, epochs = checkpoint.load(folder / "best.pt"), log.epoch.max()
     kept = best.get("kept", "one of these")  # a run of an earlier day does not say
     since = " Since it was scored, its head has learnt from the validation photos too." if best["refit"] else ""
     shares = [[f"{share:.3f}" for share in row[:3]] + [f"{row[3]:.0f}"] for row in by_class]
-    about = f"{run.name} · {settings['device']}, {settings['precision'].replace('no', 'fp32')} · {CAUTION}"
+    about = f"{folder.name} · {settings['device']}, {settings['precision'].replace('no', 'fp32')} · {CAUTION}"
     changed = {k: v for k, v in config.items() if Config().to_dict().get(k) != v}
     write_page(
-        run / "report.html", f"{config['model']} on {Path(config['data']).name}",
+        folder / "report.html", f"{config['model']} on {Path(config['data']).name}",
         f'<p class="quiet">{html.escape(about)}</p>',
         figures({"accuracy": f"{metrics.accuracy(probs, labels):.1%}", "macro-F1": f"{metrics.macro_f1(probs, labels):.3f}",
                  "log loss": f"{metrics.log_loss(probs, labels):.3f}",
@@ -77,15 +77,15 @@ def write_report(run: Path) -> Path:
                       [["genus", "precision", "recall", "F1", "photos"]].rename(columns={"genus": "class"}))),
         section("Can its probabilities be believed?", "Below the diagonal it is surer than it is right.",
                 drawn("calibration", plots.calibration, probs, labels, alt="reliability diagram")),
-        *mistakes(run / "best.pt", val.image.tolist(), labels, probs, classes, drawn),
+        *mistakes(folder / "best.pt", val.image.tolist(), labels, probs, classes, drawn),
         section("Photos of each class", "What it learnt from and was judged by.",
                 drawn("balance", plots.balance, sides, alt="photos of each class")),
         section("A training batch", "As the model sees it: augmented and mixed, the share of each class below.",
-                image(run / "batch.png", "a training batch") if (run / "batch.png").is_file() else ""),
+                image(folder / "batch.png", "a training batch") if (folder / "batch.png").is_file() else ""),
         section("Settings", "Those that are not the defaults first; then all, and the versions.",
                 *(table(pd.DataFrame(part.items(), columns=["knob", "value"])) for part in (changed, config)),
                 table(pd.DataFrame(settings["versions"].items(), columns=["package", "version"]))))
-    return run / "report.html"
+    return folder / "report.html"
 
 
 def mistakes(checkpoint: Path, paths: list[str], labels: np.ndarray, probs: np.ndarray, classes: list[str], drawn) -> list[str]:
