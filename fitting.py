@@ -161,6 +161,12 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
         tick(len(index) + len(failed))
 
 
+def whole_photos(rows: torch.Tensor, index: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
+    """Of rows (M, ...) of views and their photos, int (M,), those of photos all of whose views' numbers are finite, as for an answer."""
+    fine = ~np.isin(index, index[~rows.isfinite().all(1).cpu().numpy()])
+    return rows[torch.from_numpy(fine).to(rows.device)], index[fine]
+
+
 def gathered(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
     """Photos int (M,), ascending, and their rows float (M, ...), of all batches (photos, rows) of all processes."""
     batches = gather_object(found)
@@ -182,12 +188,13 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
 
     Loaders show photos as predict.py sees them; labels int64 by index of photo. No photo's features are kept. Returns the answers to the
-    validation photos at that temperature, float (N, K), NaN where one could not be read; and "temperature", "known_limit" for the
+    validation photos at that temperature, float (N, K), NaN where there is none; and "temperature", "known_limit" for the
     checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
     known, device = model.known, accelerator.device
     sums = torch.zeros(len(known.means), known.means.shape[1] + 1, dtype=torch.float64)  # of features, and photos; mps has no float64
-    for features, index in each_features(model, train_loader, accelerator, tick):
+    for batch in each_features(model, train_loader, accelerator, tick):
+        features, index = whole_photos(*batch)
         sums.index_add_(0, train_labels[index], torch.cat([features, torch.ones_like(features[:, :1])], 1).cpu().double())
     sums = sum(gather_object([sums]))
     known.means.copy_(sums[:, :-1] / sums[:, -1:].clamp(min=1))            # a class whose photos are all gone is near to nothing
@@ -195,7 +202,9 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     found = []
     for features, index in each_features(model, val_loader, accelerator, tick):
         logits = model.head(features)
-        found.append((index, torch.cat([logits, known.signs(features, logits)], 1).cpu().numpy()))
+        rows, index = whole_photos(torch.cat([logits, known.signs(features, logits)], 1), index)
+        if len(index):
+            found.append((index, rows.cpu().numpy()))
     index, rows = gathered(found)
     photos, views = np.unique(index), len(index) // len(np.unique(index))
     logits, signs = torch.from_numpy(rows).tensor_split((-2,), 1)

@@ -75,6 +75,29 @@ def test_a_class_whose_photos_are_all_gone_by_the_end_has_no_mean_and_breaks_no_
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_a_photo_whose_numbers_are_not_finite_does_not_count(learnt, accelerator, monkeypatch, side):
+    model, loader, answers, trust = learnt
+    model = copy.deepcopy(model)
+    features, asked = model.features, []
+
+    def one_breaks(views):
+        asked.append(len(views))
+        out = features(views)
+        if len(asked) == {"train": 1, "val": 5}[side]:  # of four batches each
+            out[3] = float("inf")
+        return out
+
+    monkeypatch.setattr(model, "features", one_breaks)
+    found, learnt_now = fitting.learn_trust(model, loader, torch.arange(60) // 12, loader, torch.arange(60) // 12, accelerator)
+    assert len(asked) == 8
+    assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+    assert all(np.isfinite(number) for number in learnt_now.values())
+    gone = [3] if side == "val" else []
+    assert np.isnan(found).any(1).nonzero()[0].tolist() == gone
+    np.testing.assert_allclose(np.delete(found, gone, 0), np.delete(answers, gone, 0), atol=0.02)
+
+
 def test_what_is_known_travels_with_the_weights_and_through_views(learnt, accelerator):
     model, loader, *_ = learnt
     other = build_model(SMALL, 5, "none")
