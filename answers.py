@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint import atomic_file
+from photos import shown
 
 
 def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str], classes: list[str]) -> None:
@@ -58,6 +59,15 @@ def report(probs: np.ndarray, labels: np.ndarray, classes: list[str]) -> str:
     with pd.option_context("display.unicode.east_asian_width", True, "display.width", None):
         return (f"\naccuracy {metrics.accuracy(probs, labels):.4f}, macro-F1 {metrics.macro_f1(probs, labels):.4f} on {len(labels)} photos"
                 f" (rows: the truth; columns: the answer)\n{table.to_string()}")
+
+
+def left_out(labels: Sequence[str], counted: Sequence[int], classes: Sequence[str]) -> str:
+    """Of photos that have a label, how many are not among those `counted`, and why; "" if none."""
+    labelled = sum(map(bool, labels))
+    strange = sorted({label for label in labels if label and label not in classes})
+    named = ", ".join(map(shown, strange[:3])) + ", ..." * (len(strange) > 3)
+    why = f"of classes that the model does not know ({named}), or " if strange else ""
+    return f"{labelled - len(counted)} of {labelled} photos do not count: {why}unreadable" if labelled > len(counted) else ""
 
 
 def no_score(paths: Sequence[str], runs: Sequence[Path]) -> str:

@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 import trust
-from answers import no_score, print_json, report, write_csv
+from answers import left_out, no_score, print_json, report, write_csv
 from checkpoint import CheckpointError, WriteError, check_exists, models_of
 from photos import DataError, is_photo, read_csv, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
@@ -161,6 +161,8 @@ def tell(options: Options, predictor: Predictor, paths: Sequence[str], labels: S
     if told and len(set(labels)) > 1:
         try:
             print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
+            if strange := left_out(labels, told, predictor.classes):
+                print(strange)
             if warning := no_score([paths[i] for i in told], [path.parent for path in predictor.paths]):
                 print(warning)
         except ImportError:  # an exported model answers without

@@ -6,6 +6,7 @@ numpy alone, so that an exported model's answers are judged by the same lines as
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,14 +54,16 @@ def known_limit(known: np.ndarray) -> float:
 
 
 def read_notes(classes: Sequence[str], file: Path = GENERA) -> dict[str, dict[str, str]]:
-    """{class: {"danger": "deadly" or "poisonous", "note"}} of those classes that `file` warns of, by any of their names, in any case.
+    """{class: {"danger": "deadly" or "poisonous", "note"}} of those classes that `file` warns of: genera, by any of their names, in any
+    case, and species by their genus ("Amanita phalloides", "amanita_phalloides").
 
     A class that is missing here is not harmless: it is only not on this list.
     """
     with file.open(encoding="utf-8", newline="") as rows:
         notes = {row[name].casefold(): {"danger": row["danger"], "note": row["note"]} for row in csv.DictReader(rows) if row["danger"]
                  for name in ("genus", "english", "chinese") if row[name]}
-    return {name: notes[name.strip().casefold()] for name in classes if name.strip().casefold() in notes}
+    spelt = {name: (name.strip().casefold(), f"{name.strip()}属", re.split(r"[\W_]", name.strip().casefold())[0]) for name in classes}
+    return {name: notes[known[0]] for name in classes if (known := [way for way in spelt[name] if way in notes])}
 
 
 def deadly_share(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> np.ndarray:

@@ -77,7 +77,7 @@ def test_a_class_whose_photos_are_all_gone_by_the_end_has_no_mean_and_breaks_no_
 
 @pytest.mark.parametrize("side", ["train", "val"])
 def test_a_photo_whose_numbers_are_not_finite_does_not_count(learnt, accelerator, monkeypatch, side):
-    model, loader, answers, trust = learnt
+    model, loader, answers, _ = learnt
     model = copy.deepcopy(model)
     features, asked = model.features, []
 

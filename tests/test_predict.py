@@ -12,7 +12,7 @@ from conftest import ROOT, save_random_model
 
 import checkpoint
 import predict
-from answers import learnt_from
+from answers import learnt_from, left_out
 from checkpoint import CheckpointError, WriteError
 from photos import sentence
 from predict import Options, Predictor
@@ -73,7 +73,9 @@ def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, ca
     table = tmp_path / "photos.csv"
     table.write_text("\n".join(["image,label", *(f"{next(place.glob('*.jpg'))},{place.name}" for place in new)]))
     predict.main(Options((table,), checkpoint=(run / "best.pt",)))
-    assert "no score" not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "not a fair score" not in printed
+    assert "do not count" not in printed
     with open(table, "a") as file:
         file.write(f"\n{next(drawn.glob('Russula/*.jpg'))},Russula\n")
     predict.main(Options((table,), checkpoint=(run / "best.pt",)))
@@ -81,6 +83,19 @@ def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, ca
     shutil.copy(run / "best.pt", tmp_path)  # a model without its run
     table.write_text("image,side\nx.jpg,\n")
     assert learnt_from(tmp_path) == set()
+
+
+def test_photos_that_no_score_counts_are_told(run, drawn, tmp_path, capsys):
+    rows = [f"{next(drawn.glob(f'{genus}/*.jpg'))},{label}" for genus, label in
+            [("Amanita", "Amanita"), ("Boletus", "Boletus"), ("Russula", "russula"), ("Suillus", "Galerina"), ("Suillus", "")]]
+    table, broken = tmp_path / "photos.csv", tmp_path / "broken.jpg"
+    broken.write_bytes(b"x")
+    table.write_text("\n".join(["image,label", *rows, f"{broken},Amanita"]))
+    predict.main(Options((table,), checkpoint=(run / "best.pt",)))
+    printed = capsys.readouterr().out
+    assert "on 2 photos" in printed
+    assert "3 of 5 photos do not count: of classes that the model does not know (Galerina, russula), or unreadable\n" in printed
+    assert left_out(["a", "", "a"], [0], ["a"]) == "1 of 2 photos do not count: unreadable"
 
 
 def test_a_photo_that_cannot_be_read_is_an_error_row_and_exit_code_1(run, photo, tmp_path, capsys):

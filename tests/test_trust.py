@@ -49,6 +49,13 @@ def test_notes_go_by_any_name_in_any_case():
     assert "A. phalloides" in notes["amanita"]["note"]
 
 
+def test_a_species_has_the_note_of_its_genus():
+    deadly = ["Amanita phalloides", "amanita_muscaria", "Galerina-marginata", "鹅膏菌", "cortinarius sp."]
+    notes = trust.read_notes([*deadly, "Amanitopsis", "a b", "_"])
+    assert [*notes] == deadly
+    assert all(note["danger"] == "deadly" for note in notes.values())
+
+
 def test_the_warning_adds_up_the_deadly_and_names_the_likeliest():
     classes = ["Agaricus", "Amanita", "Galerina", "Fomes"]
     notes = {name: {"danger": danger, "note": note} for name, danger, note in [
