@@ -14,6 +14,7 @@ import metrics
 import record
 from config import Config
 from device import make_accelerator
+from prepare import check_folds
 
 
 def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
@@ -23,9 +24,12 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     The same command with the same --out goes on where it was stopped.
     """
     accelerator, _ = make_accelerator()
-    if (engine.from_main(lambda: dataset.load_table(config.data), accelerator).side == "val").any():
+    table = engine.from_main(lambda: dataset.load_table(config.data), accelerator)
+    if (table.side == "val").any():
         raise dataset.DataError(f"--fold -1: {config.data} says itself which photos validate, the same in each fold. "
                                 "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
+    if not (config.out and (config.out / "fold0").exists()):
+        engine.from_main(lambda: check_folds(table, config), accelerator)
     run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")

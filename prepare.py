@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,19 +28,38 @@ from split import describe, find_trouble, split
 
 def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd.DataFrame:
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
-    quiet = config.quiet or None  # none = where no person watches
-    table = find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet))
+    table = cut(examined(table, config.quiet), config)
+    say(describe(table))
+    record.write_table(folder / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
+    return table
+
+
+def examined(table: pd.DataFrame, quiet: bool) -> pd.DataFrame:
+    """split.find_trouble with a progress bar where a person watches."""
+    return find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet or None))
+
+
+def cut(table: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """split.split of an examined table; where it cannot be, photos that cannot be read are named too. Raises DataError."""
     try:
-        table = split(table, config.fold, config.folds, config.seed)
+        return split(table, config.fold, config.folds, config.seed)
     except dataset.DataError as error:
         bad = table[table.error != ""]
         if not len(bad):
             raise
         example = f"{shown(bad.path.iloc[0])}: {bad.error.iloc[0]}"
         raise dataset.DataError(f"{error} {len(bad)} of {len(table)} photos cannot be read, e.g. {example}.") from error
-    say(describe(table))
-    record.write_table(folder / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
-    return table
+
+
+def check_folds(table: pd.DataFrame, config: Config) -> None:
+    """All folds can be cut: asked before the first is trained, for the last may be hours away. Raises DataError."""
+    table = examined(table, config.quiet)
+    for fold in range(config.folds):
+        try:
+            cut(table, dataclasses.replace(config, fold=fold))
+        except dataset.DataError as error:
+            raise dataset.DataError(f"--fold -1: fold {fold} of {config.folds} cannot be: {error} For all folds, try another --folds or "
+                                    "--seed.") from error
 
 
 def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str], config: Config) -> None:

@@ -665,6 +665,18 @@ def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_
     assert not small_config.out.exists()
 
 
+def test_a_fold_that_cannot_be_cut_is_told_before_the_first_is_trained(small_config, drawn, tmp_path):
+    finds = {"Amanita": [0] * 3, "Boletus": [1] * 6 + [2] * 6}  # where Amanita validates, nothing is left to learn it from
+    rows = [f"{drawn / genus / f'{genus.lower()}_{i:04}.jpg'},{genus},{find}" for genus, own in finds.items()
+            for i, find in enumerate(own, 1)]
+    table = tmp_path / "photos.csv"
+    table.write_text("\n".join(["image,label,group", *rows]))
+    config = dataclasses.replace(small_config, data=table, fold=-1, folds=3)
+    with pytest.raises(DataError, match=r"fold [12] of 3 cannot be: no photo is left to validate, .* try another --folds or --seed"):
+        main.train_each_fold(config, lambda config: pytest.fail("a fold is trained"))
+    assert not small_config.out.exists()
+
+
 @pytest.mark.parametrize(("share", "said"), [
     (0, "the head alone"), (0.25, "25% of the way from the head alone to epoch 1"), (1, "epoch 1"),
     ("epoch, truly", "epoch 1"), ("epoch, by luck", "the head alone")])
