@@ -49,6 +49,10 @@ def load_table(data: Path) -> pd.DataFrame:
 def _from_folders(data: Path) -> list[dict]:
     sides = [side for side in SIDES if (data / side).is_dir()] if (data / "train").is_dir() else []
     rows = [row | {"side": side} for side in sides for row in _class_folders(data / side)] if sides else _class_folders(data)
+    for name in ("valid", "validation", "eval") if sides else ("val", "test"):
+        if rows and (data / name).is_dir() and _class_folders(data / name):
+            remedy = "Call it val" if sides else "Put the class folders beside it below train"
+            raise DataError(f"{data / name}: holds class folders, but would not be used. {remedy}, or move it out of {data}.")
     if not rows:
         inner = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _class_folders(folder)]
         hint = f"But {inner[0]} has some: pass --data {inner[0]}." if inner else THREE_WAYS
@@ -62,6 +66,16 @@ def _class_folders(folder: Path) -> list[dict]:
                 for photo in sorted(cls.iterdir()) if is_photo(photo)]  # .thumbnails and the like are other programs'
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be opened ({error.strerror}). Make it readable, or move it out of {folder}.") from error
+
+
+def unused(data: Path, table: pd.DataFrame) -> str:
+    """What a look through the folder `data` finds beside the table made of it; "" if nothing, or where a CSV says which photos count."""
+    if not data.is_dir() or (data / "photos.csv").is_file():
+        return ""
+    found = [Path(folder, name) for folder, inner, names in os.walk(data) for name in names
+             if not any(part.startswith(".") for part in Path(folder).relative_to(data).parts) and is_photo(Path(name))]
+    others = sorted({*map(str, found)} - {*table.path})
+    return f"not used, as they lie in no class folder: {len(others)} photos, e.g. {shown(others[0])}" if others else ""
 
 
 def file_sizes(table: pd.DataFrame) -> list[int]:

@@ -29,7 +29,7 @@ from split import describe, find_trouble, split
 def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd.DataFrame:
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     table = cut(examined(table, config.quiet), config)
-    say(describe(table))
+    say("\n".join(filter(None, [describe(table), dataset.unused(config.data, table)])))
     record.write_table(folder / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
     return table
 

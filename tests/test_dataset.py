@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import PhotoCache
-from dataset import Batches, DataError, Photos, load_table, make_loader, read_csv
+from dataset import Batches, DataError, Photos, load_table, make_loader, read_csv, unused
 from transforms import RandomViews
 from views import FixedViews
 
@@ -53,6 +53,31 @@ def test_a_csv_in_another_encoding(tmp_path):
     (tmp_path / "t.csv").write_bytes("image,label\nä.jpg,b\n".encode("latin-1"))
     with pytest.raises(DataError, match="not UTF-8"):
         read_csv(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(("sides", "message"), [
+    (["train", "valid"], "valid: holds class folders, but would not be used. Call it val, or move it out of "),
+    (["train", "val", "validation"], "validation: holds class folders"),
+    ([".", "test"], "test: .* Put the class folders beside it below train"), ([".", "val"], "val: .* below train")])
+def test_photos_that_were_meant_to_judge_are_not_passed_over(tmp_path, sides, message):
+    for side in sides:
+        make_photos(tmp_path / side, {"a": 1, "b": 1})
+    with pytest.raises(DataError, match=message):
+        load_table(tmp_path)
+
+
+def test_photos_that_no_class_folder_holds_are_told(tmp_path):
+    make_photos(tmp_path / "train", {"a": 1, "b": 1, ".thumbnails": 1})
+    assert unused(tmp_path, load_table(tmp_path)) == ""
+    make_photos(tmp_path / "train" / "a", {"2021": 2})
+    (tmp_path / "test").mkdir()
+    (tmp_path / "train" / "a" / "0.jpg").rename(tmp_path / "test" / "1.jpg")
+    make_photos(tmp_path / "train", {"a": 1})
+    table = load_table(tmp_path)
+    first = sorted(map(str, [tmp_path / "test" / "1.jpg", *(tmp_path / "train" / "a" / "2021").iterdir()]))[0]
+    assert unused(tmp_path, table) == f"not used, as they lie in no class folder: 3 photos, e.g. {first}"
+    (tmp_path / "photos.csv").write_text("image,label\ntrain/a/0.jpg,a\ntrain/b/0.jpg,b\n")
+    assert unused(tmp_path, load_table(tmp_path)) == unused(tmp_path / "photos.csv", table) == ""
 
 
 def test_no_photos_says_three_ways_to_get_some(tmp_path):
