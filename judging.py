@@ -42,12 +42,16 @@ class Judge:
     def scores(self, probs: np.ndarray, side: str) -> dict[str, float]:
         """Of answers float (N, K) to a side's photos; NaN = no answer, which is said. Raises TrainingError where there is none at all."""
         read = ~np.isnan(probs).any(1)
-        if not read.any():
-            raise engine.TrainingError(f"no {side} photo got an answer: they are gone from {self.config.data}, or the model's numbers are "
-                                       "no longer finite. Put the photos back, or start anew with a lower --lr.")
-        if not read.all():
-            self.say(f"{(~read).sum()} of {len(read)} {side} photos got no answer, and do not count: gone, or an answer that is not finite")
+        self.count(int(read.sum()), len(read), side)
         return metrics.scores(probs[read], self.labels[side].numpy()[read])
+
+    def count(self, counted: int, photos: int, side: str) -> None:
+        """Says how many of a side's photos do not count. Raises TrainingError where none does."""
+        if not counted:
+            raise engine.TrainingError(f"no {side} photo counts: they are gone from {self.config.data}, or the model's numbers are "
+                                       "no longer finite. Put the photos back, or start anew with a lower --lr.")
+        if counted < photos:
+            self.say(f"{photos - counted} of {photos} {side} photos do not count: gone, or the model's numbers are not finite")
 
     def scores_on(self, loader: DataLoader, side: str = "val", temperature: float = 1.0) -> dict[str, float]:
         """The scores of the run's judged weights on the loader's photos."""
@@ -56,16 +60,18 @@ class Judge:
 
     def after_epoch(self, epoch: int) -> None:
         """Add a row to the history, keep the model if it is the best so far."""
-        run, scores = self.run, self.scores_on(self.val_loader)
-        mean = {name: run.progress[name] / run.progress["photos"] if run.progress["photos"] else float("nan")
-                for name in ("loss_sum", "norm_sum")}
+        run, learnt = self.run, self.run.progress["photos"]
+        if epoch:
+            self.count(learnt, len(self.labels["train"]), "train")
+        scores = self.scores_on(self.val_loader)
+        mean = {name: run.progress[name] / learnt if learnt else float("nan") for name in ("loss_sum", "norm_sum")}
         row = {"epoch": epoch, "lr": max(group["lr"] for group in run.optimizer.param_groups),
                "train_loss": mean["loss_sum"], "grad_norm": mean["norm_sum"],
                **{f"val_{name}": score for name, score in scores.items()},
                "skipped_steps": run.optimizer.skipped, "minutes": run.minutes()}
         run.accelerator.log(row, step=epoch)
-        learnt = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
-        self.say(f"epoch {epoch}/{self.config.epochs}  {learnt}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
+        what = f"loss {row['train_loss']:.3f}" if epoch else "head alone"
+        self.say(f"epoch {epoch}/{self.config.epochs}  {what}  val loss {row['val_loss']:.3f}  accuracy {row['val_accuracy']:.4f}  "
                  f"macro-F1 {row['val_macro_f1']:.4f}  {row['minutes']:.1f} min")
         run.add(row)
 

@@ -11,7 +11,7 @@ from engine import TrainingError
 from judging import Judge
 from run import Run
 
-LABELS = {"val": torch.tensor([0, 1, 1, 0])}
+LABELS = {"train": torch.tensor([0, 0, 1, 1]), "val": torch.tensor([0, 1, 1, 0])}
 PROBS = np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3], [0.6, 0.4]], np.float32)
 
 
@@ -28,7 +28,7 @@ def test_answers_that_are_missing_are_told_and_do_not_count():
     scores = judge(said).scores(gone, "val")
     assert scores["accuracy"] == 1
     assert scores["loss"] == pytest.approx(-np.log([0.9, 0.8, 0.6]).mean(), rel=1e-6)
-    assert said == ["1 of 4 val photos got no answer, and do not count: gone, or an answer that is not finite"]
+    assert said == ["1 of 4 val photos do not count: gone, or the model's numbers are not finite"]
 
 
 def test_after_an_epoch_the_log_has_its_scores_and_best_pt_stays_that_of_the_lowest_loss(tmp_path, monkeypatch):
@@ -52,5 +52,21 @@ def test_after_an_epoch_the_log_has_its_scores_and_best_pt_stays_that_of_the_low
 
 
 def test_no_answer_at_all_ends_the_run_with_a_sentence():
-    with pytest.raises(TrainingError, match="no val photo got an answer: they are gone from photos"):
+    with pytest.raises(TrainingError, match="no val photo counts: they are gone from photos"):
         judge([]).scores(PROBS * np.nan, "val")
+
+
+def test_training_photos_that_are_gone_are_told_after_the_epoch(tmp_path, monkeypatch):
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}], skipped=0)
+    run = Run(tmp_path, None, None, optimizer, SimpleNamespace(is_main_process=False, log=lambda row, step: None), {"classes": ["a", "b"]},
+              {"loss_sum": 6.0, "norm_sum": 8.0, "photos": 3})
+    said = []
+    told = Judge(run, SimpleNamespace(data="photos", epochs=2), None, None, LABELS, said.append)
+    monkeypatch.setattr(engine, "predict_probs", lambda *_: (PROBS, {}))
+    told.after_epoch(0)  # the head alone learnt from them long before
+    assert len(said) == 1
+    told.after_epoch(1)
+    assert said[1] == "1 of 4 train photos do not count: gone, or the model's numbers are not finite"
+    run.progress["photos"] = 0
+    with pytest.raises(TrainingError, match="no train photo counts: they are gone from photos"):
+        told.after_epoch(2)
