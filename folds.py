@@ -38,7 +38,7 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
             begun = (own.out / "last.pt").exists()
             try:
                 train(Config(resume=own.out, workers=config.workers, quiet=config.quiet) if begun else own)
-            except SystemExit:
+            except (SystemExit, KeyboardInterrupt):
                 accelerator.on_main_process(print)(f"and with the other folds by the same command as before, with --out {run}")
                 raise
     accelerator.wait_for_everyone()  # the last val.csv is written by one

@@ -175,6 +175,19 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
     assert torch.equal(weights_of(out), weights_of(reference))
 
 
+def test_ctrl_c_while_the_head_is_fitted_says_to_begin_again(small_config):
+    process = command(*flags(small_config), start_new_session=True)
+    while not (small_config.out / "config.json").exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped before the epochs, or at their end. Before: begin again." in printed
+    assert "Traceback" not in printed
+    assert not (small_config.out / "last.pt").exists()
+
+
 @pytest.mark.parametrize(("sign", "whole_group"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)])
 def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(small_config, sign, whole_group):
     """accelerate launch hands SIGTERM to the whole process group."""
@@ -655,6 +668,15 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
     assert "accuracy of 3 folds:" in capsys.readouterr().out
     with pytest.raises(RunError, match="another lr"):
         main.train_each_fold(dataclasses.replace(config, lr=0.5), main.train)
+
+
+def test_ctrl_c_between_the_epochs_of_folds_says_how_to_go_on(small_config, capsys):
+    def interrupted(config: Config) -> Path:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        main.train_each_fold(dataclasses.replace(small_config, fold=-1, folds=3), interrupted)
+    assert f"by the same command as before, with --out {small_config.out}" in capsys.readouterr().out
 
 
 def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):
