@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,15 @@ def export(run: Positional[Path], out: Path | None = None) -> Path:
                                 verbose=False, dynamic_shapes={"images": {0: torch.export.Dim("photos")}}).model_proto
     for name, value in {"format": exported.FORMAT, **{name: saved[name] for name in exported.PROPERTIES[1:]}}.items():
         network.metadata_props.add(key=name, value=json.dumps(value, ensure_ascii=False))
-    with checkpoint.atomic_file(out) as file:
-        file.write(network.SerializeToString())
-        file.flush()
-        difference = compare(model, saved["temperature"], exported.Exported(Path(file.name), tta=1, workers=0), images)
+    with tempfile.TemporaryDirectory() as folder:  # a file still open for writing is one that Windows opens to nobody else
+        trial = Path(folder) / out.name
+        trial.write_bytes(network.SerializeToString())
+        difference = compare(model, saved["temperature"], exported.Exported(trial, tta=1, workers=0), images)
         if not difference < LARGEST_DIFFERENCE:
             raise CheckpointError(f"{path}: its export answers otherwise (a score differs by {difference:.1g}) and was not kept. "
                                   "Try another version of onnxscript.")
+        with checkpoint.atomic_file(out) as file:
+            file.write(trial.read_bytes())
     print(f"{out}: answers as {path} does, to {difference:.0e}\nnow: python predict.py PHOTO --checkpoint {out}")
     return out
 
