@@ -33,6 +33,7 @@ def load_table(data: Path) -> pd.DataFrame:
     else:
         raise DataError(f"{data}: no such folder or CSV. {THREE_WAYS}")
     table = pd.DataFrame(rows).reindex(columns=["path", "label", "group", "side"], fill_value="")
+    table.path = [os.path.abspath(path) for path in table.path]  # what a run writes down holds wherever it is read
     if table.side.any():
         table.side = table.side.replace("", "train")
     odd = [label for label in table.label.unique() if not is_name(label)]
@@ -74,7 +75,7 @@ def unused(data: Path, table: pd.DataFrame) -> str:
         return ""
     found = [Path(folder, name) for folder, inner, names in os.walk(data) for name in names
              if not any(part.startswith(".") for part in Path(folder).relative_to(data).parts) and is_photo(Path(name))]
-    others = sorted({*map(str, found)} - {*table.path})
+    others = sorted({*map(os.path.abspath, found)} - {*table.path})
     return f"not used, as they lie in no class folder: {len(others)} photos, e.g. {shown(others[0])}" if others else ""
 
 

@@ -28,6 +28,15 @@ def test_a_csv_with_paths_relative_to_it(tmp_path):
     assert all(Path(path).is_file() for path in table.path)
 
 
+def test_paths_hold_from_any_folder(tmp_path, monkeypatch):
+    make_photos(tmp_path / "x", {"a": 1, "b": 1})
+    (tmp_path / "t.csv").write_text("image,label\nx/a/0.jpg,a\nx/b/0.jpg,b\n")
+    monkeypatch.chdir(tmp_path)
+    tables = [load_table(Path("x")), load_table(Path("t.csv"))]
+    monkeypatch.chdir("/")
+    assert all(table.path.tolist() == [str(tmp_path / "x" / name / "0.jpg") for name in "ab"] for table in tables)
+
+
 def test_a_folder_s_photos_csv_is_used_for_its_groups(tmp_path):
     make_photos(tmp_path, {"a": 1, "b": 1})
     (tmp_path / "photos.csv").write_text("image,label,group\na/0.jpg,a,find 1\nb/0.jpg,b,find 2\n")

@@ -85,6 +85,15 @@ def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, ca
     assert learnt_from(tmp_path) == set()
 
 
+def test_a_photo_that_a_csv_names_in_vain_is_an_error_row(run, photo, tmp_path, capsys):
+    table = tmp_path / "photos.csv"
+    table.write_text(f"image,label\ngone.jpg,Amanita\n{photo},Amanita\n")
+    assert predict.main(Options((table,), checkpoint=(run / "best.pt",))) == 1
+    gone, answered, *_ = capsys.readouterr().out.splitlines()
+    assert gone.startswith(f"{tmp_path / 'gone.jpg'}: error: cannot be opened")
+    assert answered.startswith(f"{photo}: ")
+
+
 def test_photos_that_no_score_counts_are_told(run, drawn, tmp_path, capsys):
     rows = [f"{next(drawn.glob(f'{genus}/*.jpg'))},{label}" for genus, label in
             [("Amanita", "Amanita"), ("Boletus", "Boletus"), ("Russula", "russula"), ("Suillus", "Galerina"), ("Suillus", "")]]
