@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from photos import read_photo
+from photos import DataError, read_photo
 
 
 class PhotoCache:
@@ -24,11 +24,15 @@ class PhotoCache:
     limit: bytes in all, and never more than half of what the disk has free, as checkpoints need room too; what does not fit
     is decoded each time. The system keeps the files in memory that is free, and takes it back when it needs it.
     A file is found by the photo's path, time of change, size, and the detail asked for, so what comes out is byte for byte
-    what read_photo would give.
+    what read_photo would give. Raises DataError where the folder cannot be made.
     """
 
     def __init__(self, folder: Path, limit: int):
-        folder.mkdir(exist_ok=True)
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise DataError(f"--cache: {folder} cannot be made ({error.strerror}). Give an --out in a folder that can be written to, or "
+                            "--cache 0.") from error
         atexit.register(shutil.rmtree, folder, ignore_errors=True)  # workers leave by another door
         self.folder, self.limit = folder, min(limit, shutil.disk_usage(folder).free // 2)
         used = 0

@@ -177,19 +177,20 @@ def step_rng(seed: int, epoch: int, step: int, process: int = 0) -> np.random.Ge
     return np.random.default_rng((seed, epoch, step, process))
 
 
-def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
-                  tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[int, str]]:
+def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Accelerator,
+                  temperature: float = 1.0) -> tuple[np.ndarray, dict[int, str]]:
     """Probabilities float (N, K) of all photos of the loader, averaged over their views, and {index: why} of failures.
 
-    The row of a photo that could not be read is NaN. temperature divides the logits. tick is told the photos done.
+    The row of a photo that could not be read is NaN. temperature divides the logits.
     """
-    probs, _, errors = predict(model, loader, num_classes, accelerator, temperature, tick)
+    probs, _, errors = predict(model, loader, num_classes, accelerator, temperature)
     return probs, errors
 
 
 def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerator, temperature: float = 1.0,
             tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """As predict_probs, with the score float (N,) of being known (Classifier.judge) in the middle, averaged over views too."""
+    """As predict_probs, with the score float (N,) of being known (Classifier.judge) in the middle, averaged over views too. tick is told
+    the photos done."""
     def answers_to(views: torch.Tensor) -> torch.Tensor:
         logits, known = model.judge(views)
         return torch.cat([(logits / temperature).softmax(1), known[:, None]], 1)

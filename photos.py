@@ -10,6 +10,7 @@ import io
 import os
 import stat
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def is_photo(path: Path) -> bool:
 
 def shown(path: str | os.PathLike) -> str:
     """A path for the screen: one line, whatever characters (newlines, escape codes, broken UTF-8) its name holds."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(path))
+    return "".join(c if is_plain(c) else repr(c)[1:-1] for c in str(path))
 
 
 def sentence(error: BaseException) -> str:
@@ -58,7 +59,12 @@ def spell_out() -> None:
 def is_name(text: str) -> bool:
     """Whether a class may be called so: control characters could steer the terminal, and 200 letters fill a screen's width; \u200d only
     joins emoji."""
-    return len(text) <= 200 and text.replace("\u200d", "").isprintable()
+    return len(text) <= 200 and all(map(is_plain, text.replace("\u200d", "")))
+
+
+def is_plain(letter: str) -> bool:
+    """Whether the screen shows it as it is: a letter, or a space of any script (Python calls only the ASCII one printable)."""
+    return letter.isprintable() or unicodedata.category(letter) == "Zs"
 
 
 def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> dict[str, list[str]]:
@@ -106,7 +112,7 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
         if "label" in needed and row[side] not in ("", *SIDES):  # who only asks may call a column so
             raise DataError(f"{file}: row {number}: side {shown(row[side][:50])}. Use train, val or test, or leave it empty for train.")
         table["path"].append(path)
-        table["label"].append(row[label])
+        table["label"].append(row[label].strip())
         table["group"].append(row[group])
         table["side"].append(row[side])
     if not table["path"]:

@@ -9,7 +9,7 @@ import torch
 
 import cache
 from cache import PhotoCache
-from dataset import Batches, Photos, make_loader
+from dataset import Batches, DataError, Photos, make_loader
 from photos import PhotoError, read_photo
 from transforms import RandomViews
 
@@ -99,3 +99,9 @@ def test_two_runs_below_one_folder_do_not_trip_over_each_other(paths, tmp_path, 
     there = list((tmp_path / "decoded").iterdir())
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*there, folder / "renamed meanwhile"]))
     assert PhotoCache(tmp_path / "decoded", 10**9).used.value == there[0].stat().st_size
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match="--cache: .*decoded cannot be made .*Give an --out"):
+        PhotoCache(tmp_path / "file" / ".decoded", 1)

@@ -28,6 +28,13 @@ def test_a_csv_with_paths_relative_to_it(tmp_path):
     assert all(Path(path).is_file() for path in table.path)
 
 
+def test_spaces_of_any_script_may_stand_in_a_class_and_none_around_it(tmp_path):
+    make_photos(tmp_path, {"毒\u3000鹅膏": 1, "death\u00a0cap": 1})
+    assert load_table(tmp_path).label.tolist() == ["death\u00a0cap", "毒\u3000鹅膏"]
+    (tmp_path / "t.csv").write_text("image,label\n毒\u3000鹅膏/0.jpg,a\n毒\u3000鹅膏/0.jpg, a \ndeath\u00a0cap/0.jpg,b\n")
+    assert load_table(tmp_path / "t.csv").label.tolist() == ["a", "a", "b"]
+
+
 def test_paths_hold_from_any_folder(tmp_path, monkeypatch):
     make_photos(tmp_path / "x", {"a": 1, "b": 1})
     (tmp_path / "t.csv").write_text("image,label\nx/a/0.jpg,a\nx/b/0.jpg,b\n")
