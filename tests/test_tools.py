@@ -51,6 +51,11 @@ def test_the_rate_climbs_over_more_than_an_epoch_and_is_drawn(small_config, tmp_
     assert 4 <= len(losses) <= 7
 
 
+def test_flags_that_mean_nothing_to_a_search_for_the_rate_are_refused(small_config):
+    with pytest.raises(ValueError, match="nothing is trained or kept: drop"):
+        find_lr.main(small_config)  # it has --out
+
+
 def test_the_rate_is_found_for_the_layers_that_learn(small_config, tmp_path, monkeypatch):
     torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")
     built, build = [], find_lr.build_model

@@ -8,6 +8,7 @@ that is already too high, and where the head was fitted first there is little le
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from folding import fold_batchnorm
 from loss import Loss
 from model import CosineHead, build_model, freeze, input_size, parameter_groups
 from photos import sentence
+from prepare import cut, examined
 from sam import SAM
-from split import find_trouble, split
 from transforms import RandomViews
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100
@@ -49,7 +50,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     """Rates and losses of up to `steps` steps, until the loss has left its range."""
     accelerator, _ = make_accelerator()
     keep_memory()
-    photos = split(find_trouble(load_table(config.data)), max(config.fold, 0), config.folds, config.seed)
+    photos = cut(examined(load_table(config.data), config.quiet), dataclasses.replace(config, fold=max(config.fold, 0)))
     photos = photos[photos.side == "train"]
     classes = sorted(photos.label.unique())
     labels = torch.tensor([classes.index(label) for label in photos.label])
@@ -105,6 +106,8 @@ def main(config: Config, picture: Path = Path("rate.png")) -> None:
     Args:
         picture: where the curve goes.
     """
+    if config.resume or config.dry_run or config.out:
+        raise ValueError("nothing is trained or kept: drop --resume, --dry-run and --out.")
     rates, losses = find_lr(config)
     smooth, best = suggest(rates, losses)
     plots.rate_search(picture, rates, losses, smooth, best)
