@@ -56,6 +56,7 @@ class NormSAM(SAM):
 WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = the class that wraps SGD
     "the defaults": {},
     "plain SGD": {"rho": 0.0},
+    "plain SGD, twice the epochs": {"rho": 0.0, "epochs": 10},  # about as long as SAM on every step
     "SAM on every step": {"sam_every": 1, "sam_start": 0.0},
     "no mixup": {"mixup": 0.0},
     "label smoothing 0.1": {"smoothing": 0.1},
