@@ -75,7 +75,8 @@ def write_report(folder: Path) -> Path:
                 drawn("classes", plots.class_scores, by_class, classes, alt="precision, recall and F1 of each class"),
                 table(pd.DataFrame(shares, columns=["precision", "recall", "F1", "photos"]).assign(genus=classes)
                       [["genus", "precision", "recall", "F1", "photos"]].rename(columns={"genus": "class"}))),
-        section("Can its probabilities be believed?", "Below the diagonal it is surer than it is right. How sure it is was fitted to these photos.",
+        section("Can its probabilities be believed?", "Below the diagonal it is surer than it is right. How sure it is was fitted to "
+                "these photos.",
                 drawn("calibration", plots.calibration, probs, labels, alt="reliability diagram")),
         *mistakes(folder / "best.pt", val.image.tolist(), labels, probs, classes, drawn),
         section("Photos of each class", "What it learnt from and was judged by.",
