@@ -13,8 +13,8 @@ demo: $(VENV)/.user
 	$(PY) predict.py data/drawn/Amanita/amanita_0001.jpg
 	@echo
 	@echo "That was the whole way. Next, your own photos, one folder for each class:"
-	@echo "  $(PY) main.py --data FOLDER --model tf_efficientnet_lite0 --image-size 224 --epochs 8 --batch 32 --mixup 0   (a laptop)"
-	@echo "  $(PY) main.py --data FOLDER --epochs 30 --batch 64                                                          (a GPU)"
+	@echo "  $(PY) main.py --data FOLDER --model tf_efficientnet_lite0 --image-size 224 --epochs 8 --batch 32 --mixup 0 --rho 0   (a laptop)"
+	@echo "  $(PY) main.py --data FOLDER --epochs 30 --batch 64                                                                  (a GPU)"
 
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -30,7 +30,7 @@ def ours(options: Options, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, float
     from config import Config
     began = time.time()
     epochs = 2 if options.small else EPOCHS
-    main.train(Config(data=options.data, model=MODEL, image_size=SIZE, batch=BATCH, epochs=epochs, mixup=0, out=out))
+    main.train(Config(data=options.data, model=MODEL, image_size=SIZE, batch=BATCH, epochs=epochs, mixup=0, rho=0, out=out))
     seconds, log, answers = time.time() - began, pd.read_csv(out / "log.csv"), pd.read_csv(out / "val.csv")
     right = answers.iloc[:, 2:].idxmax(axis=1) == answers.label
     before = (out / "config.json").stat().st_mtime - began  # it is written as the log's clock starts
