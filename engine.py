@@ -18,6 +18,7 @@ from device import memory_ran_out, to_device
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
+EPOCH_START = {"step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "read": 0}  # of train_one_epoch's progress
 SKIPS = 20  # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
 
 
@@ -75,7 +76,8 @@ def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.
     """The rest of an epoch; `progress` is kept up to date, so it can be saved at any step.
 
     batches: one pass of the loader, through all epochs, from progress["step"] of this one on. progress: {"epoch", "step", "loss_sum",
-    "norm_sum", "photos", "accumulate"}, plain numbers. labels int64 (N,) by index of photo.
+    "norm_sum", "photos", "read", "accumulate"}, plain numbers; "photos" are those in the sums, "read" those that could be.
+    labels int64 (N,) by index of photo.
     schedule sets the rate for a step, counted from the start of training; shown gives the size its photos are shown at: see schedule.py.
     ema follows the weights. keep_batchnorm: see training_mode; sam_whole: see train_step. stop is asked after each step; tick is told
     each loss. Raises TrainingError.
@@ -87,6 +89,7 @@ def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.
         steps = progress["epoch"] * loader.batch_sampler.batches + progress["step"]
         schedule(steps)
         photos = int(sum_over_processes(len(index), accelerator))
+        progress["read"] += photos
         if photos:
             if len(index):
                 images = shown(to_device(images.flatten(0, -4), accelerator), steps)  # a photo is one view here

@@ -62,7 +62,7 @@ class Judge:
         """Add a row to the history, keep the model if it is the best so far."""
         run, learnt = self.run, self.run.progress["photos"]
         if epoch:
-            self.count(learnt, len(self.labels["train"]), "train")
+            self.count(run.progress["read"], len(self.labels["train"]), "train")
         scores = self.scores_on(self.val_loader)
         mean = {name: run.progress[name] / learnt if learnt else float("nan") for name in ("loss_sum", "norm_sum")}
         row = {"epoch": epoch, "lr": max(group["lr"] for group in run.optimizer.param_groups),

@@ -116,7 +116,7 @@ def train(config: Config) -> Path:
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
     # Where the run stands, and who judges it.
-    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "minutes": 0.0, "accumulate": config.accumulate}
+    progress = {"epoch": 0, **engine.EPOCH_START, "minutes": 0.0, "accumulate": config.accumulate}
     about = {"model": config.model, "head": head, "covariance": config.directions, "classes": classes, "image_size": size, "crop": crop,
              "notes": trust.read_notes(classes), "config": config.to_dict()}
     run = Run(folder, learner, ema.module if ema else learner, optimizer, accelerator, about, progress)
@@ -159,7 +159,7 @@ def train(config: Config) -> Path:
                     shown=shown)
             if progress["step"] == epoch_steps:
                 judge.after_epoch(progress["epoch"] + 1)
-                progress |= {"epoch": progress["epoch"] + 1, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0}
+                progress |= {"epoch": progress["epoch"] + 1, **engine.EPOCH_START}
             progress["minutes"] = run.minutes()
             run.save_last()
     del batches  # its workers end with it

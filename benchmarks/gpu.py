@@ -191,7 +191,7 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
 
     batches, epoch = watched(iter(loader)), 0
     while len(waits) < 2 * first:
-        progress = {"epoch": epoch, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": 1}
+        progress = {"epoch": epoch, **engine.EPOCH_START, "accumulate": 1}
         epoch += 1
         engine.train_one_epoch(model, loader, batches, labels, loss_of, optimizer, lambda step: None, ema, accelerator, progress,
                                num_classes=CLASSES, alpha=ALPHA, clip=5.0, seed=0, keep_batchnorm=True, stop=lambda: False,

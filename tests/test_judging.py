@@ -35,7 +35,8 @@ def test_after_an_epoch_the_log_has_its_scores_and_best_pt_stays_that_of_the_low
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}, {"lr": 0.2}], skipped=3)
     logged, said, network = [], [], torch.nn.Linear(1, 1)
     accelerator = SimpleNamespace(is_main_process=True, log=lambda row, step: logged.append(step))
-    run = Run(tmp_path, network, network, optimizer, accelerator, {"classes": ["a", "b"]}, {"loss_sum": 6.0, "norm_sum": 8.0, "photos": 4})
+    progress = {"loss_sum": 6.0, "norm_sum": 8.0, "photos": 4, "read": 4}
+    run = Run(tmp_path, network, network, optimizer, accelerator, {"classes": ["a", "b"]}, progress)
     told = Judge(run, SimpleNamespace(data="photos", epochs=2), None, None, LABELS, said.append)
     saved = []
     monkeypatch.setattr(checkpoint, "save", lambda path, what: saved.append((path.name, what["history"][-1]["epoch"])))
@@ -59,7 +60,7 @@ def test_no_answer_at_all_ends_the_run_with_a_sentence():
 def test_training_photos_that_are_gone_are_told_after_the_epoch(tmp_path, monkeypatch):
     optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}], skipped=0)
     run = Run(tmp_path, None, None, optimizer, SimpleNamespace(is_main_process=False, log=lambda row, step: None), {"classes": ["a", "b"]},
-              {"loss_sum": 6.0, "norm_sum": 8.0, "photos": 3})
+              {"loss_sum": 6.0, "norm_sum": 8.0, "photos": 2, "read": 3})
     said = []
     told = Judge(run, SimpleNamespace(data="photos", epochs=2), None, None, LABELS, said.append)
     monkeypatch.setattr(engine, "predict_probs", lambda *_: (PROBS, {}))
@@ -67,6 +68,6 @@ def test_training_photos_that_are_gone_are_told_after_the_epoch(tmp_path, monkey
     assert len(said) == 1
     told.after_epoch(1)
     assert said[1] == "1 of 4 train photos do not count: gone, or the model's numbers are not finite"
-    run.progress["photos"] = 0
+    run.progress["read"] = 0
     with pytest.raises(TrainingError, match="no train photo counts: they are gone from photos"):
         told.after_epoch(2)

@@ -84,7 +84,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     loader = loader_of("train", RandomViews(size, 1, config.augment), epochs=steps)
     batches = iter(loader)
-    progress = {"epoch": 0, "step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "accumulate": config.accumulate}
+    progress = {"epoch": 0, **engine.EPOCH_START, "accumulate": config.accumulate}
     with Bar("climbing", steps, 0, accelerator, config.quiet) as bar:
         def tick(loss: float) -> None:
             losses.append(loss)
@@ -95,7 +95,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
                 model, loader, batches, labels, loss_of, optimizer, climb, None, accelerator, progress,
                 num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
                 keep_batchnorm=config.batchnorm_kept, stop=too_high, tick=tick)
-            progress |= {"epoch": progress["epoch"] + 1, "step": 0}
+            progress |= {"epoch": progress["epoch"] + 1, **engine.EPOCH_START}
     finite = np.isfinite(losses)
     return rates[:len(losses)][finite], np.array(losses)[finite]
 
