@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from photos import SIDES, THREE_WAYS, DataError, PhotoError, is_name, is_photo, read_csv, read_photo, shown
+from photos import SIDES, THREE_WAYS, DataError, PhotoError, class_name, is_name, is_photo, read_csv, read_photo, shown
 
 # --- the table: one row a photo; path, label, group, and side where the folders say it ---
 
@@ -63,7 +63,8 @@ def _from_folders(data: Path) -> list[dict]:
 
 def _class_folders(folder: Path) -> list[dict]:
     try:
-        return [{"path": str(photo), "label": cls.name} for cls in sorted(folder.iterdir()) if cls.is_dir() and cls.name[0] != "."
+        return [{"path": str(photo), "label": class_name(cls.name)}
+                for cls in sorted(folder.iterdir()) if cls.is_dir() and cls.name[0] != "."
                 for photo in sorted(cls.iterdir()) if is_photo(photo)]  # .thumbnails and the like are other programs'
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be opened ({error.strerror}). Make it readable, or move it out of {folder}.") from error
@@ -85,8 +86,10 @@ def file_sizes(table: pd.DataFrame) -> list[int]:
 
 
 def changes(table: pd.DataFrame, data: Path) -> str:
-    """What is other in the photos than when `table` was made, by its column bytes; "" if nothing."""
+    """What is other in the photos than when `table` was made, by its column bytes; "" if nothing. Raises DataError if all are gone."""
     now, then = np.array(file_sizes(table)), table.bytes.to_numpy()
+    if (now < 0).all():
+        raise DataError(f"none of the run's {len(table)} photos is where it was ({shown(table.path.iloc[0])}). Put them back there.")
     try:
         new = len(set(load_table(data).path) - set(table.path))
     except DataError:

@@ -33,7 +33,7 @@ class Explainer:
             raise ExplainError("heat maps need the package grad-cam: pip install -r requirements-extra.txt") from error
         weights = Path(path)
         if weights.suffix == ".onnx":  # it has no gradients: what it was made from has
-            weights = weights.with_name(weights.name.split(".")[0] + ".pt")
+            weights = weights.with_name(weights.name.removesuffix(".onnx").removesuffix(".int8") + ".pt")
             if not weights.is_file():
                 raise ExplainError(f"{path}: heat maps need {weights.name}, which is not beside it. Pass a best.pt by --checkpoint.")
         self.model, saved = load_model(weights)

@@ -28,7 +28,11 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     if (table.side == "val").any():
         raise dataset.DataError(f"--fold -1: {config.data} says itself which photos validate, the same in each fold. "
                                 "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
-    if not (config.out and (config.out / "fold0").exists()):
+    if config.out and (config.out / "fold0" / "photos.csv").exists():
+        changed = dataset.changes(record.read_photos(config.out / "fold0"), config.data)
+        if changed:
+            raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put them back, or give another --out.")
+    else:
         engine.from_main(lambda: check_folds(table, config), accelerator)
     run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
@@ -39,7 +43,7 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
             try:
                 train(Config(resume=own.out, workers=config.workers, quiet=config.quiet) if begun else own)
             except (SystemExit, KeyboardInterrupt):
-                accelerator.on_main_process(print)(f"and with the other folds by the same command as before, with --out {run}")
+                accelerator.on_main_process(print)(f"all folds go on by the same command as before, with --out {run}")
                 raise
     accelerator.wait_for_everyone()  # the last val.csv is written by one
     answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]

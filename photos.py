@@ -11,7 +11,7 @@ import os
 import stat
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -50,16 +50,31 @@ def sentence(error: BaseException) -> str:
 
 
 def spell_out() -> None:
-    """From here on, letters that the terminal or pipe has not are printed as their numbers: Windows' pipes are seldom UTF-8."""
-    for stream in (sys.stdout, sys.stderr):
+    """From here on, letters that the terminal or pipe has not are printed as their numbers: Windows' pipes are seldom UTF-8. Names of
+    photos come in as the disk has them, UTF-8 or not."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # a notebook's is not, and has all letters
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=errors)
+
+
+def as_program(command: Callable[[], object]) -> None:
+    """What a script under tools/ does when it is run: an error is one sentence, and exit code 1."""
+    spell_out()
+    try:
+        command()
+    except ValueError as error:
+        sys.exit(sentence(error))
 
 
 def is_name(text: str) -> bool:
     """Whether a class may be called so: control characters could steer the terminal, and 200 letters fill a screen's width; \u200d only
     joins emoji."""
     return len(text) <= 200 and all(map(is_plain, text.replace("\u200d", "")))
+
+
+def class_name(text: str) -> str:
+    """A class as it is compared: no space around it, and a letter with an accent as one sign, where macOS' file names have two."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def is_plain(letter: str) -> bool:
@@ -109,12 +124,12 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
         if "label" in needed and not os.path.isfile(path):  # who only asks gets a row that says so
             raise DataError(f"{file}: row {number}: no such photo {shown(row[image])} (looked in {file.parent}/). "
                             "Paths are relative to the CSV.")
-        if "label" in needed and row[side] not in ("", *SIDES):  # who only asks may call a column so
+        if "label" in needed and row[side].strip() not in ("", *SIDES):  # who only asks may call a column so
             raise DataError(f"{file}: row {number}: side {shown(row[side][:50])}. Use train, val or test, or leave it empty for train.")
         table["path"].append(path)
-        table["label"].append(row[label].strip())
-        table["group"].append(row[group])
-        table["side"].append(row[side])
+        table["label"].append(class_name(row[label]))
+        table["group"].append(row[group].strip())
+        table["side"].append(row[side].strip())
     if not table["path"]:
         raise DataError(f"{file}: no rows. {THREE_WAYS}")
     return table

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import trust
 from answers import left_out, no_score, print_json, report, write_csv
 from checkpoint import CheckpointError, WriteError, check_exists, models_of
-from photos import DataError, is_photo, read_csv, sentence, shown, spell_out
+from photos import DataError, class_name, is_photo, read_csv, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
 if TYPE_CHECKING:
@@ -107,6 +107,9 @@ def main(options: Options) -> int:
         if not file.parent.is_dir():  # said before all photos are asked
             raise WriteError(f"{file}: there is no folder {file.parent}. Make it first, or name another file.")
     paths, labels = find_photos(options.photos)
+    for file in filter(None, (options.csv, options.explain)):
+        if os.path.realpath(file) in map(os.path.realpath, [*options.photos, *paths]):
+            raise WriteError(f"{file}: is what is asked about, and would be lost. Name another file.")
     models = options.checkpoint or (newest_checkpoint(),)
     if not options.checkpoint and not options.quiet:
         print(f"model: {models[0]}", file=sys.stderr)
@@ -183,7 +186,7 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
                            and not any(part.startswith(".") for part in path.relative_to(place).parts))
             if not found:
                 raise DataError(f"{place}: no photo in it, at any depth.")
-            rows += [(str(path), path.parent.name if path.parent != place else "") for path in found]
+            rows += [(str(path), class_name(path.parent.name) if path.parent != place else "") for path in found]
         else:
             rows.append((str(place), ""))
     if not rows:

@@ -55,15 +55,22 @@ def known_limit(known: np.ndarray) -> float:
 
 def read_notes(classes: Sequence[str], file: Path = GENERA) -> dict[str, dict[str, str]]:
     """{class: {"danger": "deadly" or "poisonous", "note"}} of those classes that `file` warns of: genera, by any of their names, in any
-    case, and species by their genus ("Amanita phalloides", "amanita_phalloides").
+    case, and species by their genus ("Amanita phalloides", "01_amanita", in Chinese at the end: "毒蝇鹅膏菌").
 
     A class that is missing here is not harmless: it is only not on this list.
     """
     with file.open(encoding="utf-8", newline="") as rows:
         notes = {row[name].casefold(): {"danger": row["danger"], "note": row["note"]} for row in csv.DictReader(rows) if row["danger"]
                  for name in ("genus", "english", "chinese") if row[name]}
-    spelt = {name: (name.strip().casefold(), f"{name.strip()}属", re.split(r"[\W_]", name.strip().casefold())[0]) for name in classes}
-    return {name: notes[known[0]] for name in classes if (known := [way for way in spelt[name] if way in notes])}
+    endings = sorted((name.removesuffix("属") for name in notes if name.endswith("属")), key=len, reverse=True)  # 乳牛肝菌 before 牛肝菌
+    found = {}
+    for name in classes:
+        plain = name.strip().casefold()
+        genus = [ending + "属" for ending in endings if plain.removesuffix("属").endswith(ending)]
+        known = [way for way in (plain, *genus, *re.split(r"[\W_]+", plain)) if way in notes]
+        if known:
+            found[name] = notes[known[0]]
+    return found
 
 
 def deadly_share(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> np.ndarray:

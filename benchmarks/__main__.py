@@ -48,14 +48,15 @@ def main(names: list[str], flags: list[str]) -> None:
 def machine() -> str:
     """Processor, cores, system, and the versions of what is compared."""
     cpu = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] \
-        if os.path.exists("/proc/cpuinfo") else [platform.processor()]
+        if os.path.exists("/proc/cpuinfo") else []
     found = []
     for package in PACKAGES:
         try:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             found.append(f"no {package}")
-    return f"{os.cpu_count()} cores of {cpu[0]}, {platform.system()}, Python {platform.python_version()}, {', '.join(found)}"
+    name = cpu[0] if cpu else platform.processor() or platform.machine()  # ARM's /proc/cpuinfo has no name
+    return f"{os.cpu_count()} cores of {name}, {platform.system()}, Python {platform.python_version()}, {', '.join(found)}"
 
 
 if __name__ == "__main__":

@@ -50,9 +50,10 @@ def test_notes_go_by_any_name_in_any_case():
 
 
 def test_a_species_has_the_note_of_its_genus():
-    deadly = ["Amanita phalloides", "amanita_muscaria", "Galerina-marginata", "鹅膏菌", "cortinarius sp."]
-    notes = trust.read_notes([*deadly, "Amanitopsis", "a b", "_"])
+    deadly = ["Amanita phalloides", "amanita_muscaria", "Galerina-marginata", "01 Amanita", "cortinarius sp.", "鹅膏菌", "毒蝇鹅膏菌"]
+    notes = trust.read_notes([*deadly, "Amanitopsis", "a b", "_", "菌", "属", ""])
     assert [*notes] == deadly
+    assert notes["毒蝇鹅膏菌"] == notes["Amanita phalloides"]
     assert all(note["danger"] == "deadly" for note in notes.values())
 
 

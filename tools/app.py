@@ -13,7 +13,7 @@ import tyro
 
 import trust
 from explain import Explainer, ExplainError, overlay
-from photos import PhotoError, read_photo, sentence
+from photos import PhotoError, as_program, read_photo
 from predict import Predictor, newest_checkpoint
 
 MOST, LARGEST, QUEUE = 8, "20mb", 20  # photos of one find, the size of one, questions that may wait
@@ -67,7 +67,7 @@ class App:
         likely = [(self.predictor.classes[k], float(mean[k])) for k in mean.argsort()[::-1]]
         if known[read].mean() < self.predictor.limit:
             lines.insert(0, f"**{words['unknown']}**")
-        deadly = [name for name, prob in likely if self.predictor.notes.get(name, {}).get("danger") == "deadly" and prob >= 0.01]
+        deadly = [name for name, _ in likely if self.predictor.notes.get(name, {}).get("danger") == "deadly"][:3]
         share = float(trust.deadly_share(mean[None], self.predictor.classes, self.predictor.notes)[0])
         if share >= trust.NOTICEABLE:
             lines.append(f"**{words['deadly'].format(share, ', '.join(self.local(name, language) for name in deadly))}**")
@@ -126,7 +126,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options, description=__doc__))
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: main(tyro.cli(Options, description=__doc__)))

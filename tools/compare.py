@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import plots
 import record
 from config import Config
 from page import image, section, table, write_page
-from photos import sentence, spell_out
+from photos import as_program
 
 
 def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
@@ -22,6 +21,8 @@ def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
     if not file.is_file():
         raise record.RunError(f"{file}: no such record. Each finished training adds a row; run main.py, or pass --file FILE.")
     rows = record.read_table(file)
+    if not {"run", "minutes", "settings"} <= {*rows} or not len(rows):
+        raise record.RunError(f"{file}: not a record as main.py writes it, or without a row. Save it with commas, or pass --file FILE.")
     defaults = {knob: str(value) for knob, value in Config().to_dict().items()}  # a row of before has no others than it changed
     knobs = pd.DataFrame([defaults | dict(re.findall(r"\b(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index)
     same = [knob for knob in knobs if knobs[knob].nunique(dropna=False) == 1]
@@ -74,8 +75,4 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
 
 
 if __name__ == "__main__":
-    spell_out()
-    try:
-        tyro.cli(main, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(main, description=__doc__))

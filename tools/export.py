@@ -8,7 +8,6 @@ after it has answered as the checkpoint does.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tyro.conf import Positional
 import checkpoint
 from checkpoint import CheckpointError
 from model import Classifier
-from photos import sentence
+from photos import as_program
 from trained import load_model
 
 LARGEST_DIFFERENCE = 1e-4  # of a probability, against the checkpoint's
@@ -91,7 +90,4 @@ def some_images(size: int, count: int = 4) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(export, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(export, description=__doc__))

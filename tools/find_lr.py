@@ -9,7 +9,6 @@ that is already too high, and where the head was fitted first there is little le
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from device import keep_memory, make_accelerator
 from folding import fold_batchnorm
 from loss import Loss
 from model import CosineHead, build_model, freeze, input_size, parameter_groups
-from photos import sentence
+from photos import as_program
 from prepare import cut, examined
 from sam import SAM
 from transforms import RandomViews
@@ -115,7 +114,4 @@ def main(config: Config, picture: Path = Path("rate.png")) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,))
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(main, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
 
-from photos import read_named, sentence
+from photos import as_program, read_named
 from pictures import contact_sheet
 from predict import Predictor
 from transforms import RandomViews, training_transform
@@ -70,7 +69,5 @@ def check_any(photos: tuple[Path, ...]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.extras.subcommand_cli_from_dict({"augmentations": augmentations, "predictions": predictions}, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    pages = {"augmentations": augmentations, "predictions": predictions}
+    as_program(lambda: tyro.extras.subcommand_cli_from_dict(pages, description=__doc__))

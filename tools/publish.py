@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import html
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from checkpoint import CheckpointError
-from photos import sentence
+from photos import as_program
 from tools.export import export
 from trained import load_model
 
@@ -102,8 +101,9 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
     """
     record.check_folder(run)
     model, saved = load_model(run / "best.pt")
-    if not (run / "val.csv").is_file():
-        raise CheckpointError(f"{run}: no finished run, it holds no val.csv to tell how good it is. Let it end: main.py --resume {run}")
+    for name in ("val.csv", "photos.csv"):
+        if not (run / name).is_file():
+            raise CheckpointError(f"{run}: no finished run, it holds no {name} to tell how good it is. Let it end: main.py --resume {run}")
     out, timm_reads = run / "model", saved["head"] == "linear" and not saved["covariance"]
     out.mkdir(exist_ok=True)
     if timm_reads:
@@ -159,7 +159,4 @@ def plain(text: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(publish, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(publish, description=__doc__))

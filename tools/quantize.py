@@ -6,7 +6,7 @@ photos. The head stays fp32. Needs RUN/best.onnx (`python -m tools.export RUN`),
 
 from __future__ import annotations
 
-import sys
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +18,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from checkpoint import CheckpointError, atomic_file
-from photos import PhotoError, read_photo, sentence
+from photos import PhotoError, as_program, read_photo, shown
 from predict import Predictor
 
 CALIBRATE = 128  # training photos, drawn at random, whose ranges are taken
@@ -40,8 +40,12 @@ def quantize(run: Positional[Path]) -> Path:
     if not source.is_file():
         raise CheckpointError(f"{source}: no such file. Write it first: python -m tools.export {run}")
     plain = Predictor(source, tta=1)
+    if not (run / "photos.csv").is_file():
+        raise CheckpointError(f"{run}: holds no photos.csv, which says what it learnt from. Put it back.")
     table = record.read_table(run / "photos.csv")
     learnt = table.path[table.side == "train"].sample(frac=1, random_state=0)
+    if not any(map(os.path.isfile, table.path[table.side == "val"])) or not any(map(os.path.isfile, learnt[:CALIBRATE])):
+        raise CheckpointError(f"{run}: its photos are not where they were ({shown(learnt.iloc[0])}). Put them back.")
     with tempfile.TemporaryDirectory() as folder:
         prepared, small = Path(folder) / "prepared.onnx", Path(folder) / "small.onnx"
         shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)  # it knows not all that the head does
@@ -88,7 +92,4 @@ def cost(plain: Predictor, small: Predictor, photos) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(quantize, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(quantize, description=__doc__))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import tyro
 from tyro.conf import Positional
 
-from photos import sentence, spell_out
+from photos import as_program
 from report import write_report
 
 
@@ -22,8 +21,4 @@ def main(run: Positional[Path]) -> None:
 
 
 if __name__ == "__main__":
-    spell_out()
-    try:
-        tyro.cli(main, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(main, description=__doc__))

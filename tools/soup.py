@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +19,7 @@ import record
 from checkpoint import CheckpointError, models_of, shapes
 from dataset import Batches, Photos, make_loader
 from device import make_accelerator, to_device
-from photos import sentence, spell_out
+from photos import as_program
 from trained import network
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
@@ -132,8 +131,4 @@ def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.
 
 
 if __name__ == "__main__":
-    spell_out()
-    try:
-        tyro.cli(main, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(main, description=__doc__))

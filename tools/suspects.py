@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import tyro
 from tyro.conf import Positional
 
 from dataset import DataError
-from photos import read_named, sentence, spell_out
+from photos import as_program, read_named
 from pictures import contact_sheet
 from record import read_table, write_table
 from views import crop_view
@@ -64,8 +63,4 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
 
 
 if __name__ == "__main__":
-    spell_out()
-    try:
-        tyro.cli(main, description=__doc__)
-    except ValueError as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(main, description=__doc__))
