@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import PhotoCache
-from dataset import Batches, DataError, Photos, load_table, make_loader, read_csv, unused
+from dataset import Batches, DataError, Photos, changes, load_table, make_loader, read_csv, unused
 from transforms import RandomViews
 from views import FixedViews
 
@@ -33,6 +33,23 @@ def test_spaces_of_any_script_may_stand_in_a_class_and_none_around_it(tmp_path):
     assert load_table(tmp_path).label.tolist() == ["death\u00a0cap", "毒\u3000鹅膏"]
     (tmp_path / "t.csv").write_text("image,label\n毒\u3000鹅膏/0.jpg,a\n毒\u3000鹅膏/0.jpg, a \ndeath\u00a0cap/0.jpg,b\n")
     assert load_table(tmp_path / "t.csv").label.tolist() == ["a", "a", "b"]
+
+
+def test_finds_are_one_whatever_space_stands_around_them_and_however_accents_are_written(tmp_path):
+    make_photos(tmp_path / "x", {"a": 4})
+    rows = ["x/a/0.jpg,Go\u0308,find 3,train", "x/a/1.jpg,G\u00f6,find 3 , train ", "x/a/2.jpg,b,  ,val", "x/a/3.jpg,b,,"]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,group,side", *rows]))
+    table = load_table(tmp_path / "t.csv")
+    assert table[["label", "group", "side"]].values.tolist() == [
+        ["G\u00f6", "find 3", "train"], ["G\u00f6", "find 3", "train"], ["b", "", "val"], ["b", "", "train"]]
+
+
+def test_photos_that_are_all_gone_end_what_would_go_on(tmp_path):
+    table = load_table(make_photos(tmp_path / "x", {"a": 1, "b": 1})).assign(bytes=1)
+    assert "2 changed" in changes(table, tmp_path / "x")
+    (tmp_path / "x").rename(tmp_path / "y")
+    with pytest.raises(DataError, match=r"none of the run's 2 photos is where it was \(.*0.jpg\). Put them back there"):
+        changes(table, tmp_path / "x")
 
 
 def test_paths_hold_from_any_folder(tmp_path, monkeypatch):

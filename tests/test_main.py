@@ -664,6 +664,12 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
     for fold, own in oof.groupby("fold"):
         photos = pd.read_csv(run / f"fold{fold}" / "photos.csv")
         assert set(own.image) == set(photos.path[photos.side == "val"])
+    counted = run / "fold0" / "photos.csv"
+    kept = counted.read_bytes()
+    counted.write_bytes(kept.replace(b".jpg", b".jpeg", 1))  # as if a photo had been renamed since
+    with pytest.raises(RunError, match="its folds would be of different photos"):
+        main.train_each_fold(config, main.train)
+    counted.write_bytes(kept)
     main.train_each_fold(config, main.train)  # all is there
     assert "accuracy of 3 folds:" in capsys.readouterr().out
     with pytest.raises(RunError, match="another lr"):

@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -83,6 +84,17 @@ def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, ca
     shutil.copy(run / "best.pt", tmp_path)  # a model without its run
     table.write_text("image,side\nx.jpg,\n")
     assert learnt_from(tmp_path) == set()
+
+
+@pytest.mark.parametrize("flag", ["csv", "explain"])
+def test_what_is_asked_about_is_never_written_over(run, photo, tmp_path, flag):
+    asked = Path(shutil.copy(photo, tmp_path)) if flag == "explain" else tmp_path / "photos.csv"
+    if flag == "csv":
+        asked.write_text(f"image,label\n{photo},Amanita\n")
+    before = asked.read_bytes()
+    with pytest.raises(WriteError, match="is what is asked about, and would be lost"):
+        predict.main(Options((asked,), checkpoint=(run / "best.pt",), **{flag: asked}))
+    assert asked.read_bytes() == before
 
 
 def test_a_photo_that_a_csv_names_in_vain_is_an_error_row(run, photo, tmp_path, capsys):
