@@ -71,16 +71,26 @@ def left_out(labels: Sequence[str], counted: Sequence[int], classes: Sequence[st
 
 
 def no_score(paths: Sequence[str], runs: Sequence[Path]) -> str:
-    """A warning where one of the runs learnt from photos of these, or was picked by them; "" where none did."""
+    """A warning where one of the runs learnt from photos of these, or was picked by them, or cannot tell; "" where none did."""
     learnt = set().union(*map(learnt_from, runs))
-    seen = sum(os.path.realpath(path) in learnt for path in paths)
+    seen = sum(not learnt.isdisjoint(_marks(path)) for path in paths)
     these = "these photos" if seen == len(paths) else f"{seen} of these photos"
-    return f"not a fair score: the model learnt from {these}, or was chosen by them" if seen else ""
+    if seen:
+        return f"not a fair score: the model learnt from {these}, or was chosen by them"
+    silent = next((run for run in runs if not (run / "photos.csv").is_file()), None)
+    return f"a fair score? {silent} holds no photos.csv, which says what the model learnt from" if silent else ""
 
 
-def learnt_from(folder: Path) -> set[str]:
-    """The real paths of the photos that a run trained on or validated with; none where a model lies without its run."""
+def learnt_from(folder: Path) -> set:
+    """The marks of the photos that a run trained on or validated with; none where a model lies without its run."""
     if not (folder / "photos.csv").is_file():
         return set()
-    with open(folder / "photos.csv", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        return {os.path.realpath(row["path"]) for row in csv.DictReader(file) if row.get("path") and row.get("side") in ("train", "val")}
+    with open(folder / "photos.csv", encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row.get("path") and row.get("side") in ("train", "val")]
+    return {mark for row in rows for mark in (os.path.realpath(row["path"]), (os.path.basename(row["path"]), row.get("bytes")))}
+
+
+def _marks(path: str) -> set:
+    """What a photo is known by: its place; and, as it may have been moved or copied, its name with its bytes."""
+    size = str(os.path.getsize(path)) if os.path.isfile(path) else ""
+    return {os.path.realpath(path), (os.path.basename(path), size)}

@@ -13,7 +13,7 @@ from conftest import ROOT, save_random_model
 
 import checkpoint
 import predict
-from answers import learnt_from, left_out
+from answers import left_out
 from checkpoint import CheckpointError, WriteError
 from photos import sentence
 from predict import Options, Predictor
@@ -69,7 +69,7 @@ def test_a_folder_of_class_folders_is_scored_and_written(run, drawn, tmp_path, c
 def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, capsys):
     for path in drawn.glob("*/*_0001.jpg"):
         (tmp_path / path.parent.name).mkdir()
-        shutil.copy(path, tmp_path / path.parent.name)
+        (tmp_path / path.parent.name / path.name).write_bytes(path.read_bytes() + b"0")  # no photo that it met
     new = tmp_path / "Amanita", tmp_path / "Boletus"
     table = tmp_path / "photos.csv"
     table.write_text("\n".join(["image,label", *(f"{next(place.glob('*.jpg'))},{place.name}" for place in new)]))
@@ -77,13 +77,22 @@ def test_photos_that_the_model_learnt_from_are_no_score(run, drawn, tmp_path, ca
     printed = capsys.readouterr().out
     assert "not a fair score" not in printed
     assert "do not count" not in printed
+    assert "a fair score?" not in printed
     with open(table, "a") as file:
         file.write(f"\n{next(drawn.glob('Russula/*.jpg'))},Russula\n")
     predict.main(Options((table,), checkpoint=(run / "best.pt",)))
-    assert capsys.readouterr().out.endswith("not a fair score: the model learnt from 1 of these photos, or was chosen by them\n")
-    shutil.copy(run / "best.pt", tmp_path)  # a model without its run
-    table.write_text("image,side\nx.jpg,\n")
-    assert learnt_from(tmp_path) == set()
+    warning = "not a fair score: the model learnt from 1 of these photos, or was chosen by them\n"
+    assert capsys.readouterr().out.endswith(warning)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(run / "best.pt", alone)  # a model without its run
+    predict.main(Options((table,), checkpoint=(alone / "best.pt",)))
+    assert capsys.readouterr().out.endswith(f"a fair score? {alone} holds no photos.csv, which says what the model learnt from\n")
+    (alone / "photos.csv").write_bytes(b"\xef\xbb\xbf" + (run / "photos.csv").read_bytes())  # a spreadsheet's
+    moved = shutil.copy(next(drawn.glob("Russula/*.jpg")), tmp_path / "Russula")
+    table.write_text(table.read_text().replace(str(next(drawn.glob("Russula/*.jpg"))), str(moved)))
+    predict.main(Options((table,), checkpoint=(alone / "best.pt",)))
+    assert capsys.readouterr().out.endswith(warning)
 
 
 @pytest.mark.parametrize("flag", ["csv", "explain"])
