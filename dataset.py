@@ -86,10 +86,8 @@ def file_sizes(table: pd.DataFrame) -> list[int]:
 
 
 def changes(table: pd.DataFrame, data: Path) -> str:
-    """What is other in the photos than when `table` was made, by its column bytes; "" if nothing. Raises DataError if all are gone."""
+    """What is other in the photos than when `table` was made, by its column bytes; "" if nothing."""
     now, then = np.array(file_sizes(table)), table.bytes.to_numpy()
-    if (now < 0).all():
-        raise DataError(f"none of the run's {len(table)} photos is where it was ({shown(table.path.iloc[0])}). Put them back there.")
     try:
         new = len(set(load_table(data).path) - set(table.path))
     except DataError:

@@ -74,7 +74,7 @@ def is_name(text: str) -> bool:
 
 def class_name(text: str) -> str:
     """A class as it is compared: no space around it, and a letter with an accent as one sign, where macOS' file names have two."""
-    return unicodedata.normalize("NFC", text.strip())
+    return unicodedata.normalize("NFC", text.strip(" "))
 
 
 def is_plain(letter: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import time
 from importlib.metadata import version
@@ -104,14 +105,20 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read_photos(folder: Path) -> pd.DataFrame:
-    """The run's photos.csv. Raises RunError."""
+    """The run's photos.csv. Raises RunError, also where all of its photos are gone."""
+    found = None
     try:
         table = read_table(folder / "photos.csv")
         if {"path", "label", "side", "bytes"} <= set(table) and {"train", "val"} <= set(table.side):
-            return table.astype({"bytes": int})
+            table = table.astype({"bytes": int})
+            found = any(map(os.path.isfile, table.path))
     except (OSError, ValueError):  # pandas' errors are ValueErrors
         pass
-    raise RunError(f"{folder / 'photos.csv'}: missing, or not as the run wrote it. Put it back, or start a new run.")
+    if found is None:
+        raise RunError(f"{folder / 'photos.csv'}: missing, or not as the run wrote it. Put it back, or start a new run.")
+    if not found:
+        raise RunError(f"{folder / 'photos.csv'}: none of its photos is where it was ({shown(table.path[0])}). Put them back there.")
+    return table
 
 
 def read_answers(path: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:

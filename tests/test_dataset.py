@@ -8,6 +8,7 @@ from conftest import REAL, make_photos, ready
 from hypothesis import given
 from hypothesis import strategies as st
 
+import record
 from cache import PhotoCache
 from dataset import Batches, DataError, Photos, changes, load_table, make_loader, read_csv, unused
 from transforms import RandomViews
@@ -47,9 +48,11 @@ def test_finds_are_one_whatever_space_stands_around_them_and_however_accents_are
 def test_photos_that_are_all_gone_end_what_would_go_on(tmp_path):
     table = load_table(make_photos(tmp_path / "x", {"a": 1, "b": 1})).assign(bytes=1)
     assert "2 changed" in changes(table, tmp_path / "x")
+    record.write_table(tmp_path / "photos.csv", table.assign(side=["train", "val"]))
+    assert record.read_photos(tmp_path).bytes.tolist() == [1, 1]
     (tmp_path / "x").rename(tmp_path / "y")
-    with pytest.raises(DataError, match=r"none of the run's 2 photos is where it was \(.*0.jpg\). Put them back there"):
-        changes(table, tmp_path / "x")
+    with pytest.raises(record.RunError, match=r"photos.csv: none of its photos is where it was \(.*0.jpg\). Put them back there"):
+        record.read_photos(tmp_path)
 
 
 def test_paths_hold_from_any_folder(tmp_path, monkeypatch):

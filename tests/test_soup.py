@@ -93,6 +93,7 @@ def test_heads_that_see_other_directions_have_no_mean(small_config, tmp_path):
 
 def test_photos_that_have_moved_are_named(run, tmp_path):
     shutil.copy(run / "best.pt", tmp_path)
-    record.write_table(tmp_path / "photos.csv", record.read_table(run / "photos.csv").assign(path="gone.jpg"))
+    table = record.read_table(run / "photos.csv")
+    record.write_table(tmp_path / "photos.csv", table.assign(path=table.path.where(table.side != "val", "gone.jpg")))
     with pytest.raises(CheckpointError, match=r"none of its validation photos is where it was \(gone.jpg\)"):
         soup.main((tmp_path / "best.pt",), out=tmp_path / "soup.pt", workers=0)
