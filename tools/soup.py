@@ -86,7 +86,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         probs, _ = engine.predict_probs(model, val_loader, len(first["classes"]), accelerator)
         read = ~np.isnan(probs).any(1)
         if not read.any():
-            raise CheckpointError(f"{photos}: none of its validation photos is where it was ({table.path[0]}). Put them back.")
+            first_one = table.path[table.side == "val"].iloc[0]
+            raise CheckpointError(f"{photos}: none of its validation photos is where it was ({first_one}). Put them back.")
         return metrics.accuracy(probs[read], labels["val"].numpy()[read])
 
     if not one_split:
