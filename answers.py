@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint import atomic_file
-from photos import shown
+from text import shown
 
 
 def print_json(paths: Sequence[str], probs: np.ndarray, more: dict[str, np.ndarray], errors: dict[int, str], classes: list[str]) -> None:

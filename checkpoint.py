@@ -11,7 +11,7 @@ import time
 import zipfile
 from pathlib import Path
 
-from photos import is_name
+from text import is_name
 from trust import DANGERS
 
 FORMAT = 1

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from photos import SIDES, THREE_WAYS, DataError, PhotoError, class_name, is_name, is_photo, read_csv, read_photo, shown
+from photos import SIDES, THREE_WAYS, DataError, PhotoError, is_photo, read_csv, read_photo
+from text import class_name, is_name, shown
 
 # --- the table: one row a photo; path, label, group, and side where the folders say it ---
 

@@ -19,8 +19,8 @@ import record
 from config import Config
 from console import Bar
 from model import add_to_head
-from photos import sentence
 from run import Run
+from text import sentence
 from views import ANSWER_VIEWS, FixedViews
 from wise import best_place, blend, place_name
 

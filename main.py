@@ -31,12 +31,13 @@ from folds import train_each_fold
 from judging import Judge
 from loss import Loss
 from model import CosineHead, ModelError, build_model, freeze, input_size, parameter_groups
-from photos import SIDES, read_photo, sentence, spell_out
+from photos import SIDES, read_photo
 from prepare import announce_time, draw_a_batch, look_at_photos, rehearse
 from report import write_report
 from run import Run, last_of, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
+from text import sentence, spell_out
 from transforms import RandomViews
 from views import FixedViews
 

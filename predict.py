@@ -20,7 +20,8 @@ from tqdm import tqdm
 import trust
 from answers import left_out, no_score, print_json, report, write_csv
 from checkpoint import CheckpointError, WriteError, check_exists, models_of
-from photos import DataError, class_name, is_photo, read_csv, sentence, shown, spell_out
+from photos import DataError, is_photo, read_csv
+from text import class_name, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ import record
 from config import Config
 from device import to_device
 from mixup import mixup
-from photos import shown
 from sam import SAM, frozen_batchnorm
 from split import describe, find_trouble, split
+from text import shown
 
 
 def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -14,7 +15,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from checkpoint import WriteError, atomic_file
-from photos import shown
+from text import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
 NO_RESULT = ("out", "resume", "workers", "cache", "quiet", "track")  # knobs that say where and how a run goes, not what comes of it
@@ -43,6 +44,15 @@ def check_folder(folder: Path) -> None:
         if path.is_symlink() or (path.exists() and not (path.is_file() or path.is_dir())):  # not there: another process's, just removed
             raise RunError(f"{shown(path)}: neither a file nor a folder, and a run must not lead out of its own. "
                            "Delete it, or keep the run in a folder of its own.")
+
+
+def check_finished(folder: Path, *names: str) -> None:
+    """Raises RunError if `folder` lacks one of these files of a finished run, or as check_folder."""
+    check_folder(folder)
+    for name in names:
+        if not (folder / name).is_file():
+            raise RunError(f"{folder}: no finished run, it holds no {name}. Pass a folder that main.py made under runs/; one that was "
+                           f"stopped ends by main.py --resume {folder}.")
 
 
 def lock(folder: Path, new: bool) -> FileLock:
@@ -106,18 +116,13 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def read_photos(folder: Path) -> pd.DataFrame:
     """The run's photos.csv. Raises RunError, also where all of its photos are gone."""
-    found = None
-    try:
-        table = read_table(folder / "photos.csv")
-        if {"path", "label", "side", "bytes"} <= set(table) and {"train", "val"} <= set(table.side):
-            table = table.astype({"bytes": int})
-            found = any(map(os.path.isfile, table.path))
-    except (OSError, ValueError):  # pandas' errors are ValueErrors
-        pass
-    if found is None:
-        raise RunError(f"{folder / 'photos.csv'}: missing, or not as the run wrote it. Put it back, or start a new run.")
-    if not found:
-        raise RunError(f"{folder / 'photos.csv'}: none of its photos is where it was ({shown(table.path[0])}). Put them back there.")
+    file, table = folder / "photos.csv", pd.DataFrame()
+    with contextlib.suppress(KeyError, OSError, ValueError):  # pandas' errors are ValueErrors
+        table = read_table(file).astype({"bytes": int})
+    if not ({"path", "label", "side"} <= {*table} and {"train", "val"} <= {*table.side}):
+        raise RunError(f"{file}: missing, or not as the run wrote it. Put it back, or start a new run.")
+    if not any(map(os.path.isfile, table.path)):
+        raise RunError(f"{file}: none of its photos is where it was ({shown(table.path[0])}). Put them back there.")
     return table
 
 

@@ -30,10 +30,7 @@ WORST, SUREST = 9, 18  # mistakes shown
 
 def write_report(folder: Path) -> Path:
     """Returns RUN/report.html. Raises ValueError where RUN is not a finished run, or its photos are gone."""
-    record.check_folder(folder)
-    for name in ("val.csv", "photos.csv", "log.csv", "config.json"):
-        if not (folder / name).is_file():
-            raise record.RunError(f"{folder}: no finished run, it holds no {name}. Pass a folder that main.py made under runs/.")
+    record.check_finished(folder, "val.csv", "photos.csv", "log.csv", "config.json")
     (val, probs, labels), photos = record.read_answers(folder / "val.csv"), record.read_table(folder / "photos.csv")
     classes = val.columns[2:].tolist()
     if not any(os.path.isfile(photo) for photo in val.image):

@@ -12,7 +12,8 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from duplicates import look_over, near_duplicates
-from photos import SIDES, DataError, shown
+from photos import SIDES, DataError
+from text import shown
 
 MANY = 10_000  # independent photos: above, dealt out at random they lie evenly, and weighing each takes 0.6 ms
 

@@ -1,3 +1,4 @@
+import re
 import socket
 
 import cv2
@@ -41,6 +42,16 @@ def test_what_is_unsure_or_deadly_is_said_in_the_reader_s_language(app, drawn, m
     assert WORDS["中文"]["unknown"] not in words
     assert next(iter(answer)) == "Amanita 鹅膏菌属"
     assert "95%的可能属于含有致命种类的属：Amanita 鹅膏菌属" in words  # and four other deadly genera share the rest
+
+
+def test_the_likeliest_deadly_are_named_however_thin_they_are_spread(app, drawn, monkeypatch):
+    probs = np.full((1, 9), 0.008)
+    probs[0, app.predictor.classes.index("Suillus")] = 1 - 8 * 0.008
+    monkeypatch.setattr(app.predictor, "answers", lambda paths: (probs, np.array([1.0]), {}))
+    monkeypatch.setattr("trust.NOTICEABLE", 0.01)
+    _, words, _ = app.answer([str(drawn / "Amanita" / "amanita_0001.jpg")], "English")
+    line = next(line for line in words.split("\n") if "deadly" in line)
+    assert len(re.findall(r"Amanita|Boletus|Cortinarius|Entoloma|Russula", line)) == 3
 
 
 def test_a_model_without_heat_maps_answers_all_the_same(app, drawn, monkeypatch):

@@ -13,9 +13,10 @@ import checkpoint
 import main
 import predict
 from dataset import DataError, load_table
-from photos import PhotoError, read_photo, shown
+from photos import PhotoError, read_photo
 from predict import Options, Predictor
 from split import find_trouble, split
+from text import shown
 from tools import torture
 from tools.bad_input import bad_tables, encoded, fuzzed, scene, write_bad_photos, write_hostile_checkpoints
 

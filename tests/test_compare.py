@@ -78,6 +78,13 @@ def test_a_long_word_takes_no_minutes(tmp_path, monkeypatch):
     assert time.perf_counter() - began < 2
 
 
+@pytest.mark.parametrize("text", ["finished;run;minutes;settings\nnow;runs/a;1;lr=1\n", "finished,run,minutes,settings\n"])
+def test_a_record_that_a_spreadsheet_saved_otherwise_or_that_is_empty_is_told(tmp_path, text):
+    (tmp_path / "record.csv").write_text(text)
+    with pytest.raises(record.RunError, match="not a record as main.py writes it, or without a row"):
+        compare.read_runs(tmp_path / "record.csv")
+
+
 def test_no_record_is_told(tmp_path):
     with pytest.raises(record.RunError, match="no such record"):
         compare.read_runs(tmp_path / "none.csv")

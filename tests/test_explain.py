@@ -50,6 +50,8 @@ def test_an_export_is_explained_by_what_it_was_made_from(tmp_path, rng):
     photo = rng.integers(0, 256, (96, 96, 3), np.uint8)
     for export in ("best.onnx", "best.int8.onnx"):
         np.testing.assert_array_equal(Explainer(tmp_path / export)(photo, 1)[1], Explainer(tmp_path / "best.pt")(photo, 1)[1])
+    (tmp_path / "best.pt").rename(tmp_path / "my.v2.pt")
+    assert Explainer(tmp_path / "my.v2.onnx").name == "test_resnet"
     with pytest.raises(ExplainError, match=r"other.onnx: heat maps need other.pt, which is not beside it"):
         Explainer(tmp_path / "other.onnx")
 

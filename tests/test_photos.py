@@ -1,15 +1,18 @@
 import contextlib
 import io
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
-from photos import MAX_PIXELS, PhotoError, is_photo, read_photo, spell_out
+from photos import MAX_PIXELS, DataError, PhotoError, is_photo, read_photo
+from text import as_program, spell_out
 
 
 @pytest.fixture
@@ -25,6 +28,23 @@ def assert_is_scene(photo: np.ndarray) -> None:
     assert photo.shape == (120, 160, 3)
     for (y, x), colour in {(40, 20): (200, 0, 0), (40, 140): (0, 200, 0), (110, 80): (0, 0, 200)}.items():
         assert np.abs(photo[y, x].astype(int) - colour).max() < 12
+
+
+def test_names_come_in_as_the_disk_has_them_and_go_out_as_the_pipe_can_say_them():
+    code = ("import sys; from text import spell_out; spell_out(); "
+            "print(sys.stdin.readline().encode(errors='surrogateescape'), chr(0x8611))")
+    done = subprocess.run([sys.executable, "-c", code], input=b"\xff.jpg", capture_output=True, cwd=ROOT, check=False,
+                          env=os.environ | {"PYTHONIOENCODING": "ascii:strict"})
+    assert done.stdout.decode().strip() == r"b'\xff.jpg' \u8611", done.stderr
+
+
+def test_a_tool_s_error_is_one_sentence(capsys):
+    def refuse() -> None:
+        raise DataError("no photo\x1b")
+
+    with pytest.raises(SystemExit) as stopped:
+        as_program(refuse)
+    assert stopped.value.code == "no photo\\x1b"
 
 
 def test_a_notebook_s_screen_is_left_as_it_is(monkeypatch):

@@ -15,8 +15,8 @@ import checkpoint
 import predict
 from answers import left_out
 from checkpoint import CheckpointError, WriteError
-from photos import sentence
 from predict import Options, Predictor
+from text import sentence
 
 
 @pytest.fixture

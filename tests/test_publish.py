@@ -127,9 +127,19 @@ def test_a_classifier_that_is_a_convolution_takes_our_head_and_another_kind_is_t
 
 def test_an_unfinished_run_leaves_no_empty_folder(run, tmp_path):
     shutil.copy(run / "best.pt", tmp_path)
-    with pytest.raises(CheckpointError, match="no finished run"):
+    with pytest.raises(record.RunError, match=r"no finished run, it holds no val.csv\. .* main.py --resume"):
         publish.publish(tmp_path)
     assert os.listdir(tmp_path) == ["best.pt"]
+
+
+def test_eight_bits_need_the_photos_and_say_so(tmp_path):
+    save_random_model(tmp_path / "best.pt", CLASSES, {})
+    export.export(tmp_path)
+    with pytest.raises(record.RunError, match=r"no finished run, it holds no photos.csv"):
+        quantize.quantize(tmp_path)
+    record.write_table(tmp_path / "photos.csv", pd.DataFrame({"path": ["a.jpg", "b.jpg"], "side": ["train", "val"]}))
+    with pytest.raises(CheckpointError, match=r"its photos are not where they were \(a.jpg\). Put them back"):
+        quantize.quantize(tmp_path)
 
 
 def test_a_head_that_timm_has_no_place_for_travels_as_onnx_alone(run, tmp_path):

@@ -76,6 +76,11 @@ def test_no_run_and_no_photos_are_told(run, tmp_path):
     with pytest.raises(record.RunError, match=r"holds no val.csv"):
         write_report(tmp_path)
     copy = shutil.copytree(run, tmp_path / "run")
+    for name in ("log.csv", "config.json", "photos.csv"):
+        (copy / name).rename(tmp_path / name)
+        with pytest.raises(record.RunError, match=f"holds no {name}"):
+            write_report(copy)
+        (tmp_path / name).rename(copy / name)
     answers = record.read_table(copy / "val.csv")
     record.write_table(copy / "val.csv", answers.assign(image="gone/" + answers.image))
     with pytest.raises(record.RunError, match="none of its .* validation photos is where it was"):

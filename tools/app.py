@@ -13,8 +13,9 @@ import tyro
 
 import trust
 from explain import Explainer, ExplainError, overlay
-from photos import PhotoError, as_program, read_photo
+from photos import PhotoError, read_photo
 from predict import Predictor, newest_checkpoint
+from text import as_program
 
 MOST, LARGEST, QUEUE = 8, "20mb", 20  # photos of one find, the size of one, questions that may wait
 WORDS = {

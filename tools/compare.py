@@ -13,7 +13,7 @@ import plots
 import record
 from config import Config
 from page import image, section, table, write_page
-from photos import as_program
+from text import as_program
 
 
 def read_runs(file: Path) -> tuple[pd.DataFrame, str]:

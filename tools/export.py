@@ -19,7 +19,7 @@ from tyro.conf import Positional
 import checkpoint
 from checkpoint import CheckpointError
 from model import Classifier
-from photos import as_program
+from text import as_program
 from trained import load_model
 
 LARGEST_DIFFERENCE = 1e-4  # of a probability, against the checkpoint's

@@ -25,9 +25,9 @@ from device import keep_memory, make_accelerator
 from folding import fold_batchnorm
 from loss import Loss
 from model import CosineHead, build_model, freeze, input_size, parameter_groups
-from photos import as_program
 from prepare import cut, examined
 from sam import SAM
+from text import as_program
 from transforms import RandomViews
 
 LOWEST, HIGHEST, STEPS = 1e-5, 1.0, 100

@@ -7,9 +7,10 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from photos import as_program, read_named
+from photos import read_named
 from pictures import contact_sheet
 from predict import Predictor
+from text import as_program
 from transforms import RandomViews, training_transform
 from views import crop_view
 

@@ -22,7 +22,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from checkpoint import CheckpointError
-from photos import as_program
+from text import as_program
 from tools.export import export
 from trained import load_model
 
@@ -99,11 +99,8 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
         license: of the model, as the hub names it; photos and pretrained weights have terms of their own.
         private: seen by you alone.
     """
-    record.check_folder(run)
+    record.check_finished(run, "val.csv", "photos.csv")
     model, saved = load_model(run / "best.pt")
-    for name in ("val.csv", "photos.csv"):
-        if not (run / name).is_file():
-            raise CheckpointError(f"{run}: no finished run, it holds no {name} to tell how good it is. Let it end: main.py --resume {run}")
     out, timm_reads = run / "model", saved["head"] == "linear" and not saved["covariance"]
     out.mkdir(exist_ok=True)
     if timm_reads:

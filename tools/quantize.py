@@ -18,8 +18,9 @@ from tyro.conf import Positional
 import metrics
 import record
 from checkpoint import CheckpointError, atomic_file
-from photos import PhotoError, as_program, read_photo, shown
+from photos import PhotoError, read_photo
 from predict import Predictor
+from text import as_program, shown
 
 CALIBRATE = 128  # training photos, drawn at random, whose ranges are taken
 LAYERS = ["Conv", "Clip", "Relu"]  # convolutions with the ReLU behind them: what it cuts off must not take up any of the 256 steps
@@ -40,8 +41,7 @@ def quantize(run: Positional[Path]) -> Path:
     if not source.is_file():
         raise CheckpointError(f"{source}: no such file. Write it first: python -m tools.export {run}")
     plain = Predictor(source, tta=1)
-    if not (run / "photos.csv").is_file():
-        raise CheckpointError(f"{run}: holds no photos.csv, which says what it learnt from. Put it back.")
+    record.check_finished(run, "photos.csv")
     table = record.read_table(run / "photos.csv")
     learnt = table.path[table.side == "train"].sample(frac=1, random_state=0)
     if not any(map(os.path.isfile, table.path[table.side == "val"])) or not any(map(os.path.isfile, learnt[:CALIBRATE])):

@@ -7,8 +7,8 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from photos import as_program
 from report import write_report
+from text import as_program
 
 
 def main(run: Positional[Path]) -> None:

@@ -19,7 +19,7 @@ import record
 from checkpoint import CheckpointError, models_of, shapes
 from dataset import Batches, Photos, make_loader
 from device import make_accelerator, to_device
-from photos import as_program
+from text import as_program
 from trained import network
 from transforms import RandomViews
 from views import ANSWER_VIEWS, FixedViews
@@ -86,8 +86,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         probs, _ = engine.predict_probs(model, val_loader, len(first["classes"]), accelerator)
         read = ~np.isnan(probs).any(1)
         if not read.any():
-            first_one = table.path[table.side == "val"].iloc[0]
-            raise CheckpointError(f"{photos}: none of its validation photos is where it was ({first_one}). Put them back.")
+            gone = table.path[table.side == "val"].iloc[0]
+            raise CheckpointError(f"{photos}: none of its validation photos is where it was ({gone}). Put them back.")
         return metrics.accuracy(probs[read], labels["val"].numpy()[read])
 
     if not one_split:

@@ -10,9 +10,10 @@ import tyro
 from tyro.conf import Positional
 
 from dataset import DataError
-from photos import as_program, read_named
+from photos import read_named
 from pictures import contact_sheet
 from record import read_table, write_table
+from text import as_program
 from views import crop_view
 
 COLUMNS = ["image", "label", "fold"]  # of oof.csv, before a column of probability for each class

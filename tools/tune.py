@@ -21,7 +21,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from config import Config
-from photos import sentence
+from text import sentence
 
 MAIN = Path(__file__).parents[1] / "main.py"
 PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
