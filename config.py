@@ -57,7 +57,7 @@ class Config:
     # --- against overfitting ---
     augment: float = 0.5  # probability that a photo is turned, or its light changed; noise, erasing in proportion; 0 = crop, mirror alone
     mixup: float = 0.05  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off, better where epochs are few
-    rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD
+    rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD, as good where epochs are few
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
     sam_every: int = 2  # SAM on each k-th step, plain SGD on the others; 1 = all steps
     sam_start: float = 0.75  # share of training before SAM begins, whose steps cost twice; 0 = from the start, 1 = never
