@@ -693,6 +693,14 @@ def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_
     assert not small_config.out.exists()
 
 
+def test_photos_that_are_passed_over_are_told(small_config, drawn, tmp_path, capsys):
+    data = shutil.copytree(drawn, tmp_path / "photos")
+    (data / "Amanita" / "old").mkdir()
+    shutil.move(data / "Amanita" / "amanita_0001.jpg", data / "Amanita" / "old")
+    main.train(dataclasses.replace(small_config, data=data, dry_run=True))
+    assert "not used, as they lie in no class folder: 1 photos, e.g. " in capsys.readouterr().out
+
+
 def test_a_fold_that_cannot_be_cut_is_told_before_the_first_is_trained(small_config, drawn, tmp_path):
     finds = {"Amanita": [0] * 3, "Boletus": [1] * 6 + [2] * 6}  # where Amanita validates, nothing is left to learn it from
     rows = [f"{drawn / genus / f'{genus.lower()}_{i:04}.jpg'},{genus},{find}" for genus, own in finds.items()
