@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import record
 from cache import PhotoCache
 from dataset import Batches, DataError, Photos, changes, load_table, make_loader, read_csv, unused
+from predict import find_photos
 from transforms import RandomViews
 from views import FixedViews
 
@@ -43,6 +44,12 @@ def test_finds_are_one_whatever_space_stands_around_them_and_however_accents_are
     table = load_table(tmp_path / "t.csv")
     assert table[["label", "group", "side"]].values.tolist() == [
         ["G\u00f6", "find 3", "train"], ["G\u00f6", "find 3", "train"], ["b", "", "val"], ["b", "", "train"]]
+
+
+def test_a_folder_that_macos_named_is_the_class_of_the_same_letters(tmp_path):
+    make_photos(tmp_path, {"Go\u0308": 1, "b": 1})
+    assert sorted(load_table(tmp_path).label) == ["G\u00f6", "b"]
+    assert sorted(find_photos([tmp_path])[1]) == ["G\u00f6", "b"]
 
 
 def test_photos_that_are_all_gone_end_what_would_go_on(tmp_path):
