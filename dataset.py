@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,19 @@ def unused(data: Path, table: pd.DataFrame) -> str:
 def file_sizes(table: pd.DataFrame) -> list[int]:
     """Bytes of each photo, -1 where it is gone."""
     return [os.path.getsize(path) if os.path.isfile(path) else -1 for path in table.path]
+
+
+def found_again(table: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """A run's table with its photos where they are now: in `data`, if none is where it was, as the project has moved. Raises DataError."""
+    if any(map(os.path.isfile, table.path)):
+        return table
+    with contextlib.suppress(DataError):  # no photos in `data`
+        then, now = (os.path.commonpath([*map(os.path.dirname, places)]) for places in (table.path, load_table(data).path))
+        moved = table.assign(path=[os.path.join(now, os.path.relpath(path, then)) for path in table.path])
+        if any(map(os.path.isfile, moved.path)):
+            return moved
+    raise DataError(f"none of the run's photos is where it was ({shown(table.path.iloc[0])}), or in {data}. Put them back, or pass the "
+                    "full path of the folder or CSV they are in now as --data.")
 
 
 def changes(table: pd.DataFrame, data: Path) -> str:

@@ -32,7 +32,7 @@ from judging import Judge
 from loss import Loss
 from model import CosineHead, ModelError, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo
-from prepare import announce_time, draw_a_batch, look_at_photos, rehearse
+from prepare import announce_time, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
 from run import Run, last_of, resumed
 from sam import SAM
@@ -70,12 +70,7 @@ def train(config: Config) -> Path:
     say(f"{folder}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
-    table = (record.read_photos(folder) if saved
-             else engine.from_main(lambda: look_at_photos(listed, config, folder, say), accelerator))
-    if saved:
-        changed = dataset.changes(table, config.data)
-        if changed:
-            say(changed)
+    table = engine.from_main(lambda: look_again(config, folder, say) if saved else look_at_photos(listed, config, folder, say), accelerator)
     classes = sorted(table.label.unique())
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in SIDES}

@@ -34,6 +34,18 @@ def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd
     return table
 
 
+def look_again(config: Config, folder: Path, say) -> pd.DataFrame:
+    """The photos of a stopped run; where they are now goes to photos.csv, and what is other than it was to the screen."""
+    table = record.read_photos(folder)
+    found = dataset.found_again(table, config.data)
+    if found is not table:
+        say(f"the photos have moved: {shown(table.path.iloc[0])} is {shown(found.path.iloc[0])} now")
+        record.write_table(folder / "photos.csv", found)
+    if changed := dataset.changes(found, config.data):
+        say(changed)
+    return found
+
+
 def examined(table: pd.DataFrame, quiet: bool) -> pd.DataFrame:
     """split.find_trouble with a progress bar where a person watches."""
     return find_trouble(table, lambda photos: tqdm(photos, "looking at photos", len(table), leave=False, disable=quiet or None))

@@ -96,9 +96,9 @@ def last_of(folder: Path) -> dict:
 
 
 def resumed(config: Config, saved: dict) -> Config:
-    """The run's own settings; only --workers and --quiet may be given anew, as they change no result. Raises ConfigError,
-    CheckpointError, RunError."""
-    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet")}
+    """The run's own settings; only --workers, --quiet, and --data where the photos have moved, may be given anew, as they change no
+    result. Raises ConfigError, CheckpointError, RunError."""
+    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet", "data")}
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
@@ -112,4 +112,5 @@ def resumed(config: Config, saved: dict) -> Config:
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
                           f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers
-    return dataclasses.replace(own, resume=config.resume, workers=workers, quiet=config.quiet)
+    data = config.data if "data" in config.differences() else own.data
+    return dataclasses.replace(own, resume=config.resume, data=data, workers=workers, quiet=config.quiet)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import record
 from cache import PhotoCache
-from dataset import Batches, DataError, Photos, changes, load_table, make_loader, read_csv, unused
+from dataset import Batches, DataError, Photos, changes, found_again, load_table, make_loader, read_csv, unused
 from predict import find_photos
 from transforms import RandomViews
 from views import FixedViews
@@ -57,9 +57,16 @@ def test_photos_that_are_all_gone_end_what_would_go_on(tmp_path):
     assert "2 changed" in changes(table, tmp_path / "x")
     record.write_table(tmp_path / "photos.csv", table.assign(side=["train", "val"]))
     assert record.read_photos(tmp_path).bytes.tolist() == [1, 1]
+    assert found_again(table, tmp_path / "nowhere") is table
     (tmp_path / "x").rename(tmp_path / "y")
-    with pytest.raises(record.RunError, match=r"photos.csv: none of its photos is where it was \(.*0.jpg\). Put them back there"):
-        record.read_photos(tmp_path)
+    for data in (tmp_path / "x", tmp_path, make_photos(tmp_path / "z", {"c": 1, "d": 1})):
+        with pytest.raises(DataError, match=r"none of the run's photos is where it was \(.*0.jpg\), or in .*as --data"):
+            found_again(table, data)
+    (tmp_path / "y" / "b" / "0.jpg").unlink()
+    make_photos(tmp_path / "y", {"c": 1})
+    moved = found_again(table, tmp_path / "y")
+    assert moved.path.tolist() == [str(tmp_path / "y" / name / "0.jpg") for name in "ab"]
+    assert "1 gone, 1 changed, 1 new" in changes(moved, tmp_path / "y")
 
 
 def test_paths_hold_from_any_folder(tmp_path, monkeypatch):

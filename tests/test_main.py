@@ -339,6 +339,29 @@ def test_a_run_of_before_there_were_covariances_goes_on_without(small_config, tm
     assert resumed(Config(resume=tmp_path / "run"), saved).directions == 0
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_a_run_goes_on_where_it_and_its_photos_were_moved_to(small_config, drawn, tmp_path, monkeypatch, capsys, told):
+    here, there = tmp_path / "here", tmp_path / "there"
+    photos = Path(shutil.copytree(drawn, here / "photos"))
+    here.joinpath("work").mkdir()
+    monkeypatch.chdir(here)
+    config = dataclasses.replace(small_config, data=photos if told else Path("photos"), epochs=1)
+    reference = main.train(dataclasses.replace(config, out=tmp_path / "never stopped"))
+    stop_after(monkeypatch, dataclasses.replace(config, out=Path("work/run")), 2)
+    shutil.copytree(here, there)
+    shutil.rmtree(here)
+    monkeypatch.chdir(there)
+    if told:
+        with pytest.raises(dataset.DataError, match="none of the run's photos is where it was"):
+            main.train(Config(resume=Path("work/run")))
+    capsys.readouterr()
+    run = main.train(Config(resume=Path("work/run"), data=there / "photos" if told else Config.data))
+    assert re.search(r"the photos have moved: \S+here\S+\.jpg is \S+there\S+\.jpg now\n", capsys.readouterr().out)
+    assert torch.equal(weights_of(run), weights_of(reference))
+    for name, column in {"photos.csv": "path", "val.csv": "image"}.items():
+        assert all(Path(path).is_file() for path in record.read_table(run / name)[column])
+
+
 def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
     monkeypatch.chdir(run.parents[1])  # where its record of experiments is
     with pytest.raises(ConfigError, match="drop --lr"):
