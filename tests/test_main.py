@@ -708,6 +708,18 @@ def test_ctrl_c_between_the_epochs_of_folds_says_how_to_go_on(small_config, caps
     assert f"by the same command as before, with --out {small_config.out}" in capsys.readouterr().out
 
 
+def test_folds_go_on_where_their_project_was_moved_to(small_config):
+    def interrupted(config: Config) -> Path:
+        raise KeyboardInterrupt
+
+    table = dataset.load_table(small_config.data)
+    (small_config.out / "fold0").mkdir(parents=True)
+    moved = table.assign(path="/before" + table.path, side=["train", *["val"] * (len(table) - 1)], bytes=dataset.file_sizes(table))
+    record.write_table(small_config.out / "fold0" / "photos.csv", moved)
+    with pytest.raises(KeyboardInterrupt):  # not refused as of different photos
+        main.train_each_fold(dataclasses.replace(small_config, fold=-1), interrupted)
+
+
 def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):
     for side in ("train", "val"):
         shutil.copytree(drawn, tmp_path / "photos" / side)
