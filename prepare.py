@@ -75,10 +75,12 @@ def check_folds(table: pd.DataFrame, config: Config) -> None:
 
 
 def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str], config: Config) -> None:
-    """batch.png: what the model will be shown."""
+    """batch.png: what the model will be shown; none where none of its photos can be read any more."""
     photos = [loader.dataset[key] for key in next(iter(loader.batch_sampler))[:16]]
-    images = torch.cat([image for image, _ in photos if not isinstance(image, str)])
-    index = torch.tensor([index for image, index in photos if not isinstance(image, str)])
+    readable = [(image, index) for image, index in photos if not isinstance(image, str)]
+    if not readable:
+        return
+    images, index = torch.cat([image for image, _ in readable]), torch.tensor([index for _, index in readable])
     mixed, targets = mixup(images, labels[index], len(classes), config.mixup, engine.step_rng(config.seed, 0, 0))
     pictures.batch_sheet(folder / "batch.png", mixed, targets, classes)
 

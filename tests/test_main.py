@@ -31,6 +31,7 @@ import judging
 import main
 import metrics
 import model
+import prepare
 import record
 from answers import learnt_from
 from checkpoint import shapes
@@ -572,6 +573,13 @@ def test_a_photo_that_vanishes_during_training_does_not_end_the_run(small_config
     monkeypatch.setattr(checkpoint, "save", save_and_delete)
     run = main.train(dataclasses.replace(small_config, data=data))
     assert pd.read_csv(run / "log.csv").epoch.tolist() == [0, 1, 2]
+
+
+def test_where_no_photo_of_the_first_batch_can_be_read_there_is_no_picture_of_it(tmp_path):
+    views = RandomViews(64, 1, 0.5)
+    loader = dataset.make_loader(dataset.Photos(["gone.jpg"] * 4, views, 0, 64), dataset.Batches(4, 4, 0), workers=0)
+    prepare.draw_a_batch(tmp_path, loader, torch.zeros(4, dtype=torch.int64), ["a", "b"], Config())
+    assert not list(tmp_path.iterdir())
 
 
 def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, drawn, tmp_path, capsys):

@@ -12,6 +12,7 @@ import timm
 import torch
 from conftest import SMALL
 
+from config import Config
 from tools import find_lr
 
 
@@ -80,6 +81,22 @@ def test_a_study_starts_with_the_defaults_and_goes_on(small_config, tmp_path):
     assert study.best_value == pytest.approx(kept.mean())                # not the log's least: that is the head's in all trials
     with pytest.raises(ValueError, match=r"study: its trials have other flags .+ Give another --out"):
         tune((*own, "--seed", "1"), 1, tmp_path / "study")
+
+
+def test_a_trial_that_cannot_run_is_one_sentence_and_the_study_begins_when_the_flags_are_mended(tmp_path, monkeypatch, capfd):
+    import optuna
+    for number, data in enumerate(["gone", "mended"]):
+        monkeypatch.setattr(sys, "argv", ["tune", "--out", str(tmp_path), "--", "--data", data])
+        monkeypatch.delitem(sys.modules, "tools.tune", raising=False)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module("tools.tune", run_name="__main__", alter_sys=True)
+        screen = tmp_path / f"trial-{number:03d}.txt"
+        assert ended.value.code == f"{tmp_path / f'trial-{number:03d}'}: main.py ended with code 1; {screen} says why."
+        assert f"{data}: no such folder" in screen.read_text()
+    assert capfd.readouterr() == ("", "")
+    study = optuna.load_study(study_name=tmp_path.name, storage=f"sqlite:///{tmp_path / 'study.db'}")
+    assert [trial.params["lr"] for trial in study.trials] == [Config.lr] * 2  # the defaults still come first
+    assert study.user_attrs["flags"] == ["--data", "mended"]
 
 
 def test_the_rate_of_all_folds_is_that_of_the_first(small_config):

@@ -21,7 +21,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from config import Config
-from text import sentence
+from text import as_program
 
 MAIN = Path(__file__).parents[1] / "main.py"
 PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
@@ -64,7 +64,7 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
                 process.send_signal(signal.SIGTERM)  # main.py finishes its step and saves
                 process.wait()
     if process.returncode:
-        raise RuntimeError(f"{folder}: main.py ended with code {process.returncode}; {screen.name} says why.")
+        raise record.RunError(f"{folder}: main.py ended with code {process.returncode}; {screen.name} says why.")
     _, probs, labels = record.read_answers(folder / "val.csv")
     return metrics.log_loss(probs, labels)
 
@@ -78,16 +78,17 @@ def tune(flags: tuple[str, ...], trials: int, out: Path):
     config = tyro.cli(Config, args=list(flags))
     if config.fold < 0 or config.dry_run or config.resume:
         raise ValueError("a trial is one training: drop --fold -1, --dry-run and --resume.")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning tells of a trial that failed with its traceback
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="minimize",
         sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
-    began = study.user_attrs.get("flags", list(flags))
-    if began != list(flags):
+    first = all(trial.state.name == "FAIL" for trial in study.trials)  # of those that count: flags may have been mended since
+    began = study.user_attrs.get("flags")
+    if not first and began != list(flags):
         raise ValueError(f"{out}: its trials have other flags ({shlex.join(began)}), and other scores with them. Give another --out.")
     study.set_user_attr("flags", list(flags))
-    if not study.trials:
+    if first:
         study.enqueue_trial({knob: getattr(Config, knob) for knob in ("lr", "rho", "mixup", "weight_decay")})
 
     def tell(study, trial) -> None:
@@ -119,7 +120,4 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main, description=__doc__)
-    except (RuntimeError, ValueError) as error:
-        sys.exit(sentence(error))
+    as_program(lambda: tyro.cli(main, description=__doc__))
