@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 
 import cv2
 import joblib
@@ -88,16 +88,21 @@ def file_sizes(table: pd.DataFrame) -> list[int]:
 
 
 def found_again(table: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """A run's table with its photos where they are now: in `data`, if none is where it was, as the project has moved. Raises DataError."""
-    if any(map(os.path.isfile, table.path)):
-        return table
-    with contextlib.suppress(DataError):  # no photos in `data`
-        then, now = (os.path.commonpath([*map(os.path.dirname, places)]) for places in (table.path, load_table(data).path))
-        moved = table.assign(path=[os.path.join(now, os.path.relpath(path, then)) for path in table.path])
-        if any(map(os.path.isfile, moved.path)):
-            return moved
-    raise DataError(f"none of the run's photos is where it was ({shown(table.path.iloc[0])}), or in {data}. Put them back, or pass the "
-                    "full path of the folder or CSV they are in now as --data.")
+    """A run's table with its photos where most of them are now: in the folder of `data`, or where they were. Raises DataError."""
+    written = PureWindowsPath if PureWindowsPath(table.path.iloc[0]).drive else PurePath  # a run from Windows may go on elsewhere
+    parts = [written(path).parts for path in table.path]
+    shared = len([*itertools.takewhile(lambda names: len({*names}) == 1, zip(*(part[:-1] for part in parts), strict=False))])
+    folder = os.path.abspath(data if data.is_dir() else data.parent)
+
+    def below(skipped: int) -> list[str]:
+        return [os.path.join(folder, *part[skipped:]) for part in parts]  # none skipped: from the root, where it was
+
+    counts = [sum(map(os.path.isfile, below(skipped))) for skipped in range(shared, -1, -1)]
+    paths, there, known = below(shared - int(np.argmax(counts))), max(counts), int((table.bytes >= 0).sum())
+    if not there or (paths != table.path.tolist() and 2 * there < known):
+        raise DataError(f"{there} of the run's {known} photos are in {data}, or where they were ({shown(table.path.iloc[0])}). Put them "
+                        "back, or pass the full path of the folder they are in now as --data.")
+    return table.assign(path=paths)
 
 
 def changes(table: pd.DataFrame, data: Path) -> str:

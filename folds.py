@@ -41,7 +41,7 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
         if not (own.out / "val.csv").exists():
             begun = (own.out / "last.pt").exists()
             try:
-                train(Config(resume=own.out, workers=config.workers, quiet=config.quiet) if begun else own)
+                train(Config(resume=own.out, data=config.data, workers=config.workers, quiet=config.quiet) if begun else own)
             except (SystemExit, KeyboardInterrupt):
                 accelerator.on_main_process(print)(f"all folds go on by the same command as before, with --out {run}")
                 raise

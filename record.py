@@ -84,10 +84,10 @@ def write_settings(folder: Path, config: dict, device: str, precision: str) -> N
 
 
 def check_settings(folder: Path, config: dict) -> None:
-    """Raises RunError if `folder` holds a run of other settings than `config`."""
+    """Raises RunError if `folder` holds a run of other settings than `config`, but for the place of its photos, which may have moved."""
     if (folder / "config.json").exists():
         found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-        other = sorted(k for k in config if found.get(k) != config[k] and k not in NO_RESULT)
+        other = sorted(k for k in config if found.get(k) != config[k] and k not in (*NO_RESULT, "data"))
         if other:
             raise RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another --out.")
 

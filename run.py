@@ -96,8 +96,8 @@ def last_of(folder: Path) -> dict:
 
 
 def resumed(config: Config, saved: dict) -> Config:
-    """The run's own settings; only --workers, --quiet, and --data where the photos have moved, may be given anew, as they change no
-    result. Raises ConfigError, CheckpointError, RunError."""
+    """The run's own settings; only --workers, --quiet, and --data, where its photos are now, may be given anew. Raises ConfigError,
+    CheckpointError, RunError."""
     given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet", "data")}
     if given:
         flags = ", ".join("--" + k.replace("_", "-") for k in given)

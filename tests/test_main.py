@@ -353,7 +353,7 @@ def test_a_run_goes_on_where_it_and_its_photos_were_moved_to(small_config, drawn
     shutil.rmtree(here)
     monkeypatch.chdir(there)
     if told:
-        with pytest.raises(dataset.DataError, match="none of the run's photos is where it was"):
+        with pytest.raises(dataset.DataError, match=r"0 of the run's \d+ photos are in"):
             main.train(Config(resume=Path("work/run")))
     capsys.readouterr()
     run = main.train(Config(resume=Path("work/run"), data=there / "photos" if told else Config.data))
@@ -716,16 +716,25 @@ def test_ctrl_c_between_the_epochs_of_folds_says_how_to_go_on(small_config, caps
     assert f"by the same command as before, with --out {small_config.out}" in capsys.readouterr().out
 
 
-def test_folds_go_on_where_their_project_was_moved_to(small_config):
-    def interrupted(config: Config) -> Path:
-        raise KeyboardInterrupt
+def test_folds_go_on_where_their_photos_were_moved_to(small_config, drawn, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(drawn, before)
+    config = dataclasses.replace(small_config, data=before, fold=-1, folds=3, epochs=1, quiet=True)
+    calls = iter(range(100))
 
-    table = dataset.load_table(small_config.data)
-    (small_config.out / "fold0").mkdir(parents=True)
-    moved = table.assign(path="/before" + table.path, side=["train", *["val"] * (len(table) - 1)], bytes=dataset.file_sizes(table))
-    record.write_table(small_config.out / "fold0" / "photos.csv", moved)
-    with pytest.raises(KeyboardInterrupt):  # not refused as of different photos
-        main.train_each_fold(dataclasses.replace(small_config, fold=-1), interrupted)
+    def train(config: Config) -> Path:
+        if next(calls):
+            raise KeyboardInterrupt
+        return main.train(config)
+
+    with pytest.raises(KeyboardInterrupt):
+        main.train_each_fold(config, train)
+    before.rename(after)
+    with pytest.raises(dataset.DataError, match="no such folder"):
+        main.train_each_fold(config, main.train)
+    (small_config.out / "fold0" / "val.csv").unlink()  # as if it had been stopped at its end
+    run = main.train_each_fold(dataclasses.replace(config, data=after), main.train)
+    assert sorted(pd.read_csv(run / "oof.csv").image) == sorted(map(str, after.rglob("*.jpg")))
 
 
 def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):
