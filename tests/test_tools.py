@@ -5,6 +5,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,50 @@ def test_a_trial_that_cannot_run_is_one_sentence_and_the_study_begins_when_the_f
     study = optuna.load_study(study_name=tmp_path.name, storage=f"sqlite:///{tmp_path / 'study.db'}")
     assert [trial.params["lr"] for trial in study.trials] == [Config.lr] * 2  # the defaults still come first
     assert study.user_attrs["flags"] == ["--data", "mended"]
+
+
+RUN = """import sys, time
+from pathlib import Path
+given = dict(zip(sys.argv, sys.argv[1:]))
+Path(given["--out"]).mkdir()
+time.sleep(float(given.get("--epochs", 0)))
+if given["--lr"] != "0.008":
+    sys.exit("diverged")
+Path(given["--out"], "log.csv").write_text("epoch,val_loss\\n0,1\\n1,0.5\\n")
+Path(given["--out"], "val.csv").write_text("image,label,a,b\\nx,a,0.5,0.5\\n")
+"""
+
+
+def test_a_trial_that_fails_after_one_that_went_well_is_told_and_what_the_flags_say_is_not_tried(tmp_path, monkeypatch, capsys):
+    from tools import tune
+    (tmp_path / "run.py").write_text(RUN)
+    monkeypatch.setattr(tune, "MAIN", tmp_path / "run.py")
+    study = tune.tune(("--rho", "0", "--mixup=0"), 3, tmp_path / "study")
+    assert [(trial.state.name, trial.value) for trial in study.trials] == [("COMPLETE", pytest.approx(np.log(2))), *[("FAIL", None)] * 2]
+    assert all(trial.params.keys() == {"lr", "weight_decay"} for trial in study.trials)
+    assert re.search(r"trial   2  failed: trial-002.txt says why  lr", capsys.readouterr().out)
+    assert (tmp_path / "study" / "trial-002.txt").read_text() == "diverged\n"
+    for flags, trials, out, message in [((), 0, "a", "--trials 0"), ((), 1, "run.py", "run.py: cannot be made"),
+                                        (("--out", "b"), 1, "a", "drop .*--out"),
+                                        (("--lr", "1", "--rho", "0", "--mixup", "0", "--weight-decay", "0"), 1, "a", "drop one of --lr, ")]:
+        with pytest.raises(ValueError, match=message):
+            tune.tune(flags, trials, tmp_path / out)
+
+
+def test_a_study_that_is_ended_ends_its_run_and_says_how_to_go_on(tmp_path):
+    import optuna
+    (tmp_path / "run.py").write_text(RUN)
+    code = "import sys; from pathlib import Path; from tools import tune; tune.MAIN = Path(sys.argv[1], 'run.py'); " \
+           "tune.main(('--epochs', '50'), 1, Path(sys.argv[1], 'study'))"
+    ended = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "study" / "trial-000").exists():
+        assert ended.poll() is None
+        time.sleep(0.1)
+    ended.terminate()
+    assert ended.communicate(timeout=40) == (None, "stopped; the same command goes on with further trials\n")  # the run sleeps 50 s
+    assert ended.returncode == 130
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path / 'study' / 'study.db'}")
+    assert [trial.state.name for trial in study.trials] == ["FAIL"]  # so that the defaults come once more
 
 
 def test_the_rate_of_all_folds_is_that_of_the_first(small_config):

@@ -1,8 +1,8 @@
 """Better settings by trying: `python -m tools.tune --trials 30 -- --data FOLDER --model ... --epochs 8`; after `--`, main.py's flags.
 
 Each trial is an ordinary run of main.py below OUT, with its own log; one that falls behind the median of the others is ended early.
-All is kept in OUT/study.db: the same command goes on where it stopped, and several may run at once. The best of many trials flatters
-itself: confirm it with other seeds and folds.
+lr, rho, mixup and weight decay are tried, but those that are among the flags. All is kept in OUT/study.db: the same command goes on
+where it stopped, and several may run at once. The best of many trials flatters itself: confirm it with other seeds and folds.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import tyro
+from filelock import FileLock
 from tyro.conf import Positional
 
 import metrics
@@ -27,11 +28,15 @@ MAIN = Path(__file__).parents[1] / "main.py"
 PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
 
 
-def knobs(trial) -> dict[str, float]:
-    """What is tried: the few knobs that move the score; the rest follow from data and machine."""
-    return {"lr": trial.suggest_float("lr", 3e-4, 0.02, log=True), "rho": trial.suggest_float("rho", 0.0, 0.2, step=0.01),
-            "mixup": trial.suggest_float("mixup", 0.0, 0.8, step=0.05),
-            "weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True)}
+RANGES = {  # what is tried: the few knobs that move the score; the rest follow from data and machine
+    "lr": {"low": 3e-4, "high": 0.02, "log": True}, "rho": {"low": 0.0, "high": 0.2, "step": 0.01},
+    "mixup": {"low": 0.0, "high": 0.8, "step": 0.05}, "weight_decay": {"low": 1e-5, "high": 1e-2, "log": True}}
+
+
+def tried(flags: tuple[str, ...]) -> list[str]:
+    """The knobs that `flags` leave open."""
+    given = {flag.removeprefix("--").split("=")[0].replace("-", "_") for flag in flags}
+    return [knob for knob in RANGES if knob not in given]
 
 
 def arguments(values: dict) -> list[str]:
@@ -43,7 +48,8 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
     import optuna
     folder = out / f"trial-{trial.number:03d}"
     with (out / f"{folder.name}.txt").open("w") as screen:
-        command = [sys.executable, str(MAIN), *flags, *arguments(knobs(trial)), "--out", str(folder)]
+        values = {knob: trial.suggest_float(knob, **RANGES[knob]) for knob in tried(flags)}
+        command = [sys.executable, str(MAIN), *flags, *arguments(values), "--out", str(folder)]
         process = subprocess.Popen(command, stdout=screen, stderr=screen)
         seen = 0
         try:
@@ -70,32 +76,41 @@ def run_trial(trial, flags: tuple[str, ...], out: Path) -> float:
 
 
 def tune(flags: tuple[str, ...], trials: int, out: Path):
-    """The optuna study after `trials` more trials; the first of all takes the defaults, so that a gain can be seen.
+    """The optuna study after `trials` more trials; the first of all takes the defaults, so that a gain can be seen. One that fails ends
+    the study only where none has gone well before: a rate that is too high is an answer, a misspelt flag is not.
 
-    Raises ValueError for flags that are no trial's, or not those that the study began with.
+    Raises ValueError for flags that are no trial's, or not those that the study began with; RunError.
     """
     import optuna
     config = tyro.cli(Config, args=list(flags))
-    if config.fold < 0 or config.dry_run or config.resume:
-        raise ValueError("a trial is one training: drop --fold -1, --dry-run and --resume.")
+    if config.fold < 0 or config.dry_run or config.resume or config.out:
+        raise ValueError("a trial is one training in a folder of its own: drop --fold -1, --dry-run, --resume and --out.")
+    if not tried(flags):
+        raise ValueError(f"all that would be tried is given: drop one of {', '.join('--' + knob.replace('_', '-') for knob in RANGES)}.")
+    if trials < 1:
+        raise ValueError(f"--trials {trials}: use 1 or more.")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning tells of a trial that failed with its traceback
-    out.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="minimize",
-        sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
-    first = all(trial.state.name == "FAIL" for trial in study.trials)  # of those that count: flags may have been mended since
-    began = study.user_attrs.get("flags")
-    if not first and began != list(flags):
-        raise ValueError(f"{out}: its trials have other flags ({shlex.join(began)}), and other scores with them. Give another --out.")
-    study.set_user_attr("flags", list(flags))
-    if first:
-        study.enqueue_trial({knob: getattr(Config, knob) for knob in ("lr", "rho", "mixup", "weight_decay")})
+    record.new_folder(out, config.model)
+    with FileLock(out / ".lock"):  # several may begin at once
+        study = optuna.create_study(
+            storage=f"sqlite:///{out / 'study.db'}", study_name=out.name, load_if_exists=True, direction="minimize",
+            sampler=optuna.samplers.TPESampler(), pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=PATIENCE))
+        first = all(trial.state.name == "FAIL" for trial in study.trials)  # of those that count: flags may have been mended since
+        began = study.user_attrs.get("flags")
+        if not first and began != list(flags):
+            raise ValueError(f"{out}: its trials have other flags ({shlex.join(began)}), and other scores with them. Give another --out.")
+        study.set_user_attr("flags", list(flags))
+        if first:
+            study.enqueue_trial({knob: getattr(Config, knob) for knob in tried(flags)})
 
     def tell(study, trial) -> None:
-        value = f"val loss {trial.value:.4f}" if trial.state.name == "COMPLETE" else "ended early"
-        print(f"trial {trial.number:3d}  {value}  " + "  ".join(f"{knob} {v:.4g}" for knob, v in trial.params.items()), flush=True)
+        failed = f"failed: trial-{trial.number:03d}.txt says why"
+        said = {"COMPLETE": f"val loss {trial.value or 0:.4f}", "PRUNED": "ended early", "FAIL": failed}[trial.state.name]
+        print(f"trial {trial.number:3d}  {said}  " + "  ".join(f"{knob} {v:.4g}" for knob, v in trial.params.items()), flush=True)
 
-    study.optimize(lambda trial: run_trial(trial, flags, out), n_trials=trials, callbacks=[tell])
+    for _ in range(trials):
+        went_well = any(trial.state.name == "COMPLETE" for trial in study.trials)
+        study.optimize(lambda trial: run_trial(trial, flags, out), 1, callbacks=[tell], catch=(record.RunError,) if went_well else ())
     return study
 
 
@@ -111,7 +126,12 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
         import optuna  # noqa: F401
     except ImportError:
         sys.exit("tuning needs the package optuna: pip install -r requirements-extra.txt")
-    study = tune(flags, trials, out)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the trial's run is ended too
+    try:
+        study = tune(flags, trials, out)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on with further trials", file=sys.stderr)
+        sys.exit(130)
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise ValueError(f"{out}: each trial was ended early. Make more: the same command once more.")
     best = study.best_trial
