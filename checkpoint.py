@@ -37,6 +37,12 @@ def save(path: Path, checkpoint: dict) -> None:
         torch.save({"format": FORMAT, **checkpoint}, file)
 
 
+def keep_apart(out: Path, *read: Path | str) -> None:
+    """Raises WriteError if `out` is one of the files that are read."""
+    if os.path.realpath(out) in map(os.path.realpath, read):
+        raise WriteError(f"{out}: is what is asked about, and would be lost. Name another file.")
+
+
 class atomic_file:
     """A binary file beside `path` that takes its name only when all is written and on the disk. Raises WriteError."""
 

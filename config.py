@@ -108,7 +108,7 @@ class Config:
             ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),
             ("sam_start", 0 <= self.sam_start <= 1, "it is a share of training: use 0 (from the start) to 1 (never)"),
             ("track", self.track == "none" or importlib.util.find_spec(self.track), f"the package is missing: pip install {self.track}"),
-            ("seed", self.seed >= 0, "use 0 or a positive whole number"),
+            ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295, what random numbers of 32 bits begin at"),
         ]
         for knob, holds, remedy in rules:
             if not holds:

@@ -32,7 +32,7 @@ from judging import Judge
 from loss import Loss
 from model import CosineHead, ModelError, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo
-from prepare import announce_time, draw_a_batch, look_again, look_at_photos, rehearse
+from prepare import announce_time, check_size, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
 from run import Run, last_of, resumed
 from sam import SAM
@@ -96,6 +96,7 @@ def train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     head = "cosine" if config.arcface else "linear"
     model = build_model(config.model, len(classes), "none" if saved else config.weights, head, config.directions).to(accelerator.device)
+    check_size(model, size)
     freeze(model, config.freeze)
     if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import trust
 from answers import left_out, no_score, print_json, report, write_csv
-from checkpoint import CheckpointError, WriteError, check_exists, models_of
+from checkpoint import CheckpointError, WriteError, check_exists, keep_apart, models_of
 from photos import DataError, is_photo, read_csv
 from text import class_name, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
@@ -109,8 +109,7 @@ def main(options: Options) -> int:
             raise WriteError(f"{file}: there is no folder {file.parent}. Make it first, or name another file.")
     paths, labels = find_photos(options.photos)
     for file in filter(None, (options.csv, options.explain)):
-        if os.path.realpath(file) in map(os.path.realpath, [*options.photos, *paths]):
-            raise WriteError(f"{file}: is what is asked about, and would be lost. Name another file.")
+        keep_apart(file, *options.photos, *paths)
     models = options.checkpoint or (newest_checkpoint(),)
     if not options.checkpoint and not options.quiet:
         print(f"model: {models[0]}", file=sys.stderr)

@@ -19,8 +19,9 @@ import engine
 import pictures
 import record
 from config import Config
-from device import to_device
+from device import memory_ran_out, to_device
 from mixup import mixup
+from model import Classifier, ModelError
 from sam import SAM, frozen_batchnorm
 from split import describe, find_trouble, split
 from text import shown
@@ -74,6 +75,18 @@ def check_folds(table: pd.DataFrame, config: Config) -> None:
                                     "--seed.") from error
 
 
+@torch.no_grad()
+def check_size(model: Classifier, size: int) -> None:
+    """One forward pass. Raises ModelError where the backbone cannot take photos of size x size pixels, as some want a multiple of 32."""
+    try:
+        model.eval()(torch.zeros(1, 3, size, size, device=model.mean.device))
+    except (AssertionError, RuntimeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and memory_ran_out(error):
+            raise
+        raise ModelError(f"--image-size {size}: this backbone cannot take it ({str(error).splitlines()[0]}). "
+                         f"Try {max(1, round(size / 32)) * 32}, or 0 for its own size.") from error
+
+
 def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str], config: Config) -> None:
     """batch.png: what the model will be shown; none where none of its photos can be read any more."""
     photos = [loader.dataset[key] for key in next(iter(loader.batch_sampler))[:16]]
@@ -118,7 +131,13 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
         lines.append(f"{what:28} {tuple(tensor.shape)!s:20} {str(tensor.dtype)[6:]:8} {time.perf_counter() - began:6.2f} s")
         began = time.perf_counter()
 
-    images, index, _ = next(iter(train_loader))
+    def batch_of(loader: DataLoader) -> tuple[torch.Tensor, torch.Tensor]:
+        images, index, _ = next(iter(loader))
+        if not len(index):                                                 # of several processes one may have no share
+            return engine.blank_photo(loader)[None], torch.zeros(1, dtype=torch.int64)
+        return images, index
+
+    images, index = batch_of(train_loader)
     tell("photos read and augmented", images)
     images, own = to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
     mixed, targets = mixup(images, own, num_classes, config.mixup, engine.step_rng(0, 0, 0))
@@ -130,7 +149,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     loss = engine.step_in_memory(model, mixed, targets, loss_of, optimizer, accelerator, {"accumulate": config.accumulate},
                                  clip=config.clip, sam_whole=config.sam_whole)
     tell(f"trained{sam}, loss {loss:.3f}", loss)
-    images, _, _ = next(iter(val_loader))
+    images, _ = batch_of(val_loader)
     tell("validation photos read", images)
     model.eval()
     logits = engine.ask(model, to_device(images.flatten(0, -4), accelerator), accelerator)

@@ -130,9 +130,19 @@ def read_answers(path: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     return table, table[classes].to_numpy(float), table.label.map(classes.index).to_numpy()
 
 
+def read_experiments(file: Path) -> pd.DataFrame:
+    """The rows of a record of experiments. Raises RunError where it is not as add_experiment wrote it."""
+    rows = pd.DataFrame()
+    with contextlib.suppress(ValueError):  # pandas' errors are
+        rows = read_table(file)
+    if not {"run", "minutes", "settings"} <= {*rows}:
+        raise RunError(f"{file}: not a record as main.py writes it. Save it as text with commas, or move it away.")
+    return rows
+
+
 def has_experiment(folder: Path) -> bool:
-    """Whether the run has its row: a kill after the last epoch may come before it."""
-    return EXPERIMENTS.exists() and any(Path(other).resolve() == folder.resolve() for other in read_table(EXPERIMENTS).run)
+    """Whether the run has its row: a kill after the last epoch may come before it. Raises RunError."""
+    return EXPERIMENTS.exists() and any(Path(other).resolve() == folder.resolve() for other in read_experiments(EXPERIMENTS).run)
 
 
 def add_experiment(folder: Path, config: dict, scores: dict, minutes: float) -> None:
@@ -143,8 +153,8 @@ def add_experiment(folder: Path, config: dict, scores: dict, minutes: float) -> 
     try:
         EXPERIMENTS.parent.mkdir(exist_ok=True)
         with FileLock(EXPERIMENTS.with_name(".experiments.lock")):             # two runs may end together
-            before = [read_table(EXPERIMENTS)] if EXPERIMENTS.exists() else []
+            before = [read_experiments(EXPERIMENTS)] if EXPERIMENTS.exists() else []
             write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores
-    except OSError as error:
-        raise WriteError(f"{EXPERIMENTS}: cannot be written to ({error.strerror}). Make its folder writable; then "
-                         f"`python main.py --resume {folder}` adds the row that is missing.") from error
+    except (OSError, RunError) as error:
+        why = error if isinstance(error, RunError) else f"{EXPERIMENTS}: cannot be written to ({error.strerror}). Make its folder writable."
+        raise WriteError(f"{why} Then `python main.py --resume {folder}` adds the row that is missing.") from error

@@ -81,8 +81,30 @@ def test_a_long_word_takes_no_minutes(tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["finished;run;minutes;settings\nnow;runs/a;1;lr=1\n", "finished,run,minutes,settings\n"])
 def test_a_record_that_a_spreadsheet_saved_otherwise_or_that_is_empty_is_told(tmp_path, text):
     (tmp_path / "record.csv").write_text(text)
-    with pytest.raises(record.RunError, match="not a record as main.py writes it, or without a row"):
+    with pytest.raises(record.RunError, match="not a record as main.py writes it|a record without a row"):
         compare.read_runs(tmp_path / "record.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"finished;run;minutes;settings\nnow;runs/a;1;lr=1\n",
+                                     b"run,minutes,settings\na,1,x\nb,2,y,z,more\n", "run,minutes,settings\na,1,x\n".encode("utf-16")])
+def test_a_record_that_is_none_is_left_as_it_is_and_told(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    record.EXPERIMENTS.parent.mkdir()
+    record.EXPERIMENTS.write_bytes(content)
+    with pytest.raises(record.WriteError, match=r"experiments.csv: not a record .* Then `python main.py --resume runs/b` adds the row"):
+        record.add_experiment(Path("runs/b"), {}, {}, 1)
+    with pytest.raises(record.RunError, match="experiments.csv: not a record as main.py writes it"):
+        record.has_experiment(Path("runs/b"))
+    assert record.EXPERIMENTS.read_bytes() == content
+
+
+@pytest.mark.parametrize("out", ["page.png", "runs/experiments.csv", "runs/page.html"])
+def test_neither_page_nor_picture_takes_the_place_of_the_record_or_of_each_other(experiments, out):
+    if out == "runs/page.html":
+        experiments = experiments.rename(experiments.with_name("page.png"))
+    with pytest.raises(ValueError, match="its picture would take its place|would be lost"):
+        compare.main(experiments, Path(out))
+    assert b"runs/a" in experiments.read_bytes()
 
 
 def test_no_record_is_told(tmp_path):

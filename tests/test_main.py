@@ -593,6 +593,22 @@ def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, dra
     assert "test_accuracy" in (tmp_path / "runs" / "experiments.csv").read_text()
 
 
+def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, drawn):
+    accelerator, photos = main.make_accelerator()[0], dataset.Photos([next(drawn.rglob("*.jpg"))], RandomViews(64, 1, 0.5), 0, 64)
+    loader = dataset.make_loader(photos, dataset.Batches(1, 16, rank=1, world=2), workers=0)
+    net = model.build_model(SMALL, 2, "none")
+    sgd = accelerator.prepare(torch.optim.SGD(net.parameters(), 0.1))
+    labels, loss_of = torch.zeros(1, dtype=torch.int64), main.Loss(torch.ones(2))
+    said = prepare.rehearse(net, loader, loader, labels, loss_of, main.SAM(sgd, 0.05), accelerator, small_config, num_classes=2, steps=1)
+    assert re.search(r"answered +\(1, 2\)", said)
+
+
+def test_a_size_that_the_backbone_cannot_take_is_one_sentence(small_config):
+    config = dataclasses.replace(small_config, model="hrnet_w18_small", weights="none", head_first=False, image_size=200)
+    with pytest.raises(model.ModelError, match=r"--image-size 200: this backbone cannot take it \(.*\)\. Try 192, or 0"):
+        main.train(config)
+
+
 def test_a_dry_run_takes_one_batch_through_everything_and_trains_nothing(small_config, capsys):
     run = main.train(dataclasses.replace(small_config, dry_run=True, sam_start=0.75))
     printed = capsys.readouterr().out

@@ -68,6 +68,13 @@ def test_the_example_of_the_card_runs_without_torch_and_answers_as_predict(publi
     assert float(said[1]) == pytest.approx(max(answer.values()), abs=0.05)  # Pillow and OpenCV shrink a little differently
 
 
+def test_the_example_of_the_card_bears_large_logits(published):
+    code = (published / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    found = {"np": np, "logits": np.float32([[30, 20, -30]]), "about": {"temperature": 0.1}}
+    exec("\n".join(line for line in code.splitlines() if line.startswith(("logits = ", "probs = "))), found)
+    np.testing.assert_allclose(found["probs"], [1, 0, 0], atol=1e-6)
+
+
 def test_the_card_says_how_good_it_is_and_what_is_deadly(run, published):
     card = (published / "README.md").read_text(encoding="utf-8")
     answers = record.read_table(run / "val.csv")

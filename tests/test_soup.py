@@ -18,6 +18,13 @@ def runs(run, small_config):
     return [run / "best.pt", main.train(dataclasses.replace(small_config, epochs=1, lr=0.05)) / "best.pt"]
 
 
+def test_a_soup_takes_the_place_of_none_of_its_parts(run):
+    before = (run / "best.pt").read_bytes()
+    with pytest.raises(ValueError, match="would be lost"):
+        soup.main((run, run / "head.pt"), out=run / "best.pt")
+    assert (run / "best.pt").read_bytes() == before
+
+
 def test_mean_weights_by_hand():
     mean = soup.mean_weights([{"w": torch.tensor([1.0, 4.0]), "n": torch.tensor(3)}, {"w": torch.tensor([3.0, 0.0]), "n": torch.tensor(9)}])
     assert mean["w"].tolist() == [2, 2]

@@ -31,6 +31,16 @@ def test_the_photos_under_a_wrong_label_are_found_and_shown(table, tmp_path, cap
     assert "2 of 36 labels in doubt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("out", ["list.png", "oof.csv", "photo.csv"])
+def test_neither_list_nor_picture_takes_the_place_of_what_is_read_or_of_each_other(table, tmp_path, out):
+    table.loc[5, "image"] = str(tmp_path / "photo.png")
+    table.to_csv(tmp_path / "oof.csv", index=False)
+    before = (tmp_path / "oof.csv").read_bytes()
+    with pytest.raises(ValueError, match="its picture would take its place|would be lost"):
+        suspects.main(tmp_path / "oof.csv", out=tmp_path / out)
+    assert (tmp_path / "oof.csv").read_bytes() == before
+
+
 def test_a_photo_that_has_moved_is_named(table, tmp_path):
     table.assign(image="gone.jpg").to_csv(tmp_path / "oof.csv", index=False)
     with pytest.raises(PhotoError, match="gone.jpg: cannot be opened"):

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
@@ -154,6 +155,16 @@ def test_pictures_of_no_photo_are_refused(arguments):
     from tools import look
     with pytest.raises(ValueError, match="no photo given"):
         (look.augmentations if len(arguments) == 1 else look.predictions)(*arguments)
+
+
+@pytest.mark.parametrize("draw", ["augmentations", "predictions"])
+def test_a_picture_takes_the_place_of_no_photo(drawn, tmp_path, draw):
+    from tools import look
+    photo = Path(shutil.copy(next(drawn.rglob("*.jpg")), tmp_path))
+    before = photo.read_bytes()
+    with pytest.raises(ValueError, match="would be lost"):
+        look.augmentations((photo,), photo) if draw == "augmentations" else look.predictions(tmp_path / "best.pt", (photo,), photo)
+    assert photo.read_bytes() == before
 
 
 def test_a_trial_s_knobs_read_as_a_user_would_write_them():

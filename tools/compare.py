@@ -11,6 +11,7 @@ import tyro
 
 import plots
 import record
+from checkpoint import keep_apart
 from config import Config
 from page import image, section, table, write_page
 from text import as_program
@@ -20,9 +21,9 @@ def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
     """The record as text with a column for each knob in which runs differ, and what is the same in all but not today's default."""
     if not file.is_file():
         raise record.RunError(f"{file}: no such record. Each finished training adds a row; run main.py, or pass --file FILE.")
-    rows = record.read_table(file)
-    if not {"run", "minutes", "settings"} <= {*rows} or not len(rows):
-        raise record.RunError(f"{file}: not a record as main.py writes it, or without a row. Save it with commas, or pass --file FILE.")
+    rows = record.read_experiments(file)
+    if not len(rows):
+        raise record.RunError(f"{file}: a record without a row. Each finished training adds one; run main.py, or pass --file FILE.")
     defaults = {knob: str(value) for knob, value in Config().to_dict().items()}  # a row of before has no others than it changed
     knobs = pd.DataFrame([defaults | dict(re.findall(r"\b(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index)
     same = [knob for knob in knobs if knobs[knob].nunique(dropna=False) == 1]
@@ -52,6 +53,11 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
         score: what the plot shows against minutes: accuracy, macro_f1, loss, test_accuracy, ...
     """
     runs, same = read_runs(file)
+    picture = out.with_suffix(".png")
+    if out == picture:
+        raise record.RunError(f"--out {out}: names the page, and its picture would take its place. Let it end in .html.")
+    for made in (out, picture):
+        keep_apart(made, file)
     if score not in runs:
         raise record.RunError(f"--score {score}: the record has no such column. Take one of {', '.join(runs.columns[1:])}.")
     marks = best_values(runs)
@@ -64,7 +70,6 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
     with pd.option_context("display.width", None, "display.max_colwidth", None, "display.unicode.east_asian_width", True):
         print(starred.to_string(index=False))
     print(f"* the best of its column. In all runs: {same or 'the defaults'}")
-    picture = out.with_suffix(".png")
     plots.scores(picture, points, runs.no[points.index].tolist())
     write_page(out, "Runs side by side",
                section("Score and time", "Each number is a run of the table; the line joins those that none beats in both.",

@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from checkpoint import keep_apart
 from photos import read_named
 from pictures import contact_sheet
 from predict import Predictor
@@ -24,6 +25,7 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
         size: pixels of a square.
     """
     check_any(photos)
+    keep_apart(out, *photos)
     images, captions = [], []
     for path in photos:
         photo = read_named(path)
@@ -53,6 +55,7 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
         columns: photos in a row.
     """
     check_any(photos)
+    keep_apart(out, checkpoint, *photos)
     predictor = Predictor(checkpoint)
     images, captions = [], []
     for path in photos:

@@ -36,7 +36,8 @@ about = {key: json.loads(value) for key, value in session.get_modelmeta().custom
 photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
 photo = ImageOps.fit(photo, [about["image_size"]] * 2, Image.Resampling.BOX, bleed=(1 - about["crop"]) / 2)
 logits, known = session.run(None, {"images": np.asarray(photo).transpose(2, 0, 1)[None]})
-probs = np.exp(logits[0] / about["temperature"]) / np.exp(logits[0] / about["temperature"]).sum()
+logits = logits[0] / about["temperature"]
+probs = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
 print(about["classes"][probs.argmax()], probs.max(), "unknown" if known[0] < about["known_limit"] else "")
 '''
 

@@ -16,7 +16,7 @@ import engine
 import fitting
 import metrics
 import record
-from checkpoint import CheckpointError, models_of, shapes
+from checkpoint import CheckpointError, keep_apart, models_of, shapes
 from dataset import Batches, Photos, make_loader
 from device import make_accelerator, to_device
 from text import as_program
@@ -42,6 +42,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     checkpoints = tuple(model for place in checkpoints for model in models_of(place))
     if not checkpoints:
         raise CheckpointError("no checkpoint given. Pass best.pt of two runs or more.")
+    keep_apart(out, *checkpoints)
     saved = [checkpoint.load(path) for path in checkpoints]
     for path, other in zip(checkpoints, saved, strict=True):
         for what in ("model", "head", "covariance", "classes", "image_size", "crop"):

@@ -9,6 +9,7 @@ import pandas as pd
 import tyro
 from tyro.conf import Positional
 
+from checkpoint import keep_apart
 from dataset import DataError
 from photos import read_named
 from pictures import contact_sheet
@@ -52,15 +53,20 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
     if not {*COLUMNS} <= set(table.columns) or strange or table.empty:
         raise DataError(f"{predictions}: not a table of out-of-fold predictions ({', '.join(table.columns[:4])}, ...). "
                         "Its first line must be image,label,fold and then the name of each class; a line for each photo.")
+    picture = out.with_suffix(".png")
+    if out == picture:
+        raise DataError(f"--out {out}: names the list, and its picture would take its place. Let it end in .csv.")
+    for file in (out, picture):
+        keep_apart(file, predictions, *table.image)
     found = suspects(table)
     write_table(out, found.round(4))
     if found.empty:
         print(f"{out}: none of {len(table)} labels is in doubt; there is nothing to draw")
         return
     shown = found.head(most)
-    contact_sheet(out.with_suffix(".png"), [crop_view(read_named(image, 224), 224, 1.0) for image in shown.image],
+    contact_sheet(picture, [crop_view(read_named(image, 224), 224, 1.0) for image in shown.image],
                   [f"{row.label} {row.prob:.0%}\n{row.answer} {row.answer_prob:.0%}?" for row in shown.itertuples()])
-    print(f"{out}: {len(found)} of {len(table)} labels in doubt; {out.with_suffix('.png')} shows the first {len(shown)}")
+    print(f"{out}: {len(found)} of {len(table)} labels in doubt; {picture} shows the first {len(shown)}")
 
 
 if __name__ == "__main__":
