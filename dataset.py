@@ -87,8 +87,9 @@ def file_sizes(table: pd.DataFrame) -> list[int]:
     return [os.path.getsize(path) if os.path.isfile(path) else -1 for path in table.path]
 
 
-def found_again(table: pd.DataFrame, data: Path) -> pd.DataFrame:
-    """A run's table with its photos where most of them are now: in the folder of `data`, or where they were. Raises DataError."""
+def found_again(table: pd.DataFrame, data: Path, file: Path) -> pd.DataFrame:
+    """A run's table, read from `file`, with its photos where most of them are now: in the folder of `data`, or where they were. Raises
+    DataError."""
     written = PureWindowsPath if PureWindowsPath(table.path.iloc[0]).drive else PurePath  # a run from Windows may go on elsewhere
     parts = [written(path).parts for path in table.path]
     shared = len([*itertools.takewhile(lambda names: len({*names}) == 1, zip(*(part[:-1] for part in parts), strict=False))])
@@ -100,7 +101,7 @@ def found_again(table: pd.DataFrame, data: Path) -> pd.DataFrame:
     counts = [sum(map(os.path.isfile, below(skipped))) for skipped in range(shared, -1, -1)]
     paths, there, known = below(shared - int(np.argmax(counts))), max(counts), int((table.bytes >= 0).sum())
     if not there or (paths != table.path.tolist() and 2 * there < known):
-        raise DataError(f"{there} of the run's {known} photos are in {data}, or where they were ({shown(table.path.iloc[0])}). Put them "
+        raise DataError(f"{file}: {there} of its {known} photos are in {data}, or where they were ({shown(table.path.iloc[0])}). Put them "
                         "back, or pass the full path of the folder they are in now as --data.")
     return table.assign(path=paths)
 

@@ -29,7 +29,8 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
         raise dataset.DataError(f"--fold -1: {config.data} says itself which photos validate, the same in each fold. "
                                 "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
     if config.out and (config.out / "fold0" / "photos.csv").exists():
-        before = dataset.found_again(record.read_photos(config.out / "fold0"), config.data)
+        fold = config.out / "fold0"
+        before = dataset.found_again(record.read_photos(fold), config.data, fold / "photos.csv")
         if changed := dataset.changes(before, config.data):
             raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put them back, or give another --out.")
     else:

@@ -38,7 +38,7 @@ def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd
 def look_again(config: Config, folder: Path, say) -> pd.DataFrame:
     """The photos of a stopped run; where they are now goes to photos.csv, and what is other than it was to the screen."""
     table = record.read_photos(folder)
-    found = dataset.found_again(table, config.data)
+    found = dataset.found_again(table, config.data, folder / "photos.csv")
     if not found.path.equals(table.path):
         say(f"the photos have moved: {shown(table.path.iloc[0])} is {shown(found.path.iloc[0])} now")
         record.write_table(folder / "photos.csv", found)

@@ -16,6 +16,8 @@ from predict import find_photos
 from transforms import RandomViews
 from views import FixedViews
 
+FILE = Path("photos.csv")
+
 # --- the table ---
 
 def test_a_folder_of_class_folders_in_any_script(tmp_path):
@@ -58,14 +60,14 @@ def test_photos_that_are_all_gone_end_what_would_go_on(tmp_path):
     assert "2 changed" in changes(table, tmp_path / "x")
     record.write_table(tmp_path / "photos.csv", table.assign(side=["train", "val"]))
     assert record.read_photos(tmp_path).bytes.tolist() == [1, 1]
-    assert found_again(table, tmp_path / "nowhere").equals(table)
+    assert found_again(table, tmp_path / "nowhere", FILE).equals(table)
     (tmp_path / "x").rename(tmp_path / "y")
     for data in (tmp_path / "x", tmp_path / "nowhere", make_photos(tmp_path / "z", {"c": 1, "d": 1})):
-        with pytest.raises(DataError, match=r"0 of the run's 2 photos are in .*, or where they were \(.*0.jpg\).*as --data"):
-            found_again(table, data)
+        with pytest.raises(DataError, match=r"photos.csv: 0 of its 2 photos are in .*, or where they were \(.*0.jpg\).*as --data"):
+            found_again(table, data, FILE)
     (tmp_path / "y" / "b" / "0.jpg").unlink()
     make_photos(tmp_path / "y", {"c": 1})
-    moved = found_again(table, tmp_path / "y")
+    moved = found_again(table, tmp_path / "y", FILE)
     assert moved.path.tolist() == [str(tmp_path / "y" / name / "0.jpg") for name in "ab"]
     assert "1 gone, 1 changed, 1 new" in changes(moved, tmp_path / "y")
 
@@ -80,25 +82,25 @@ def test_photos_that_have_moved_are_found_though_some_are_lost(tmp_path, lost, a
     shutil.copytree(old, new)
     for name in lost:
         (new / name).unlink()
-    assert found_again(table, old).path.equals(table.path)                 # where they were, though a copy is elsewhere
+    assert found_again(table, old, FILE).path.equals(table.path)           # where they were, though a copy is elsewhere
     if as_csv:
         new = tmp_path / "y" / "photos.csv"
         new.touch()
     there = [path.replace("/x/", "/y/") for path in table.path]
-    assert found_again(table, new).path.tolist() == (table.path.tolist() if lost else there)  # where most are; of two such, as asked
+    assert found_again(table, new, FILE).path.tolist() == (table.path.tolist() if lost else there)  # where most are; of two such, as asked
     shutil.rmtree(old)
     windows = table.assign(path=[path.replace(str(tmp_path / "x"), r"C:\my").replace("/", "\\") for path in table.path])
     for place in (new, tmp_path / "y"):                                    # the folder around it does too
-        assert found_again(table, place).path.tolist() == found_again(windows, place).path.tolist() == there
+        assert found_again(table, place, FILE).path.tolist() == found_again(windows, place, FILE).path.tolist() == there
 
 
 def test_a_place_with_a_few_of_the_photos_alone_is_none_they_have_moved_to(tmp_path):
     table = load_table(make_photos(tmp_path / "x", {"a": 3, "b": 2})).assign(bytes=1)
     make_photos(tmp_path / "y", {"a": 1, "b": 1})
-    assert found_again(table, tmp_path / "y").equals(table)                # most are where they were
+    assert found_again(table, tmp_path / "y", FILE).equals(table)          # most are where they were
     shutil.rmtree(tmp_path / "x")
-    with pytest.raises(DataError, match="2 of the run's 5 photos are in"):
-        found_again(table, tmp_path / "y")
+    with pytest.raises(DataError, match="2 of its 5 photos are in"):
+        found_again(table, tmp_path / "y", FILE)
 
 
 def test_paths_hold_from_any_folder(tmp_path, monkeypatch):

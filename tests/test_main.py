@@ -353,7 +353,7 @@ def test_a_run_goes_on_where_it_and_its_photos_were_moved_to(small_config, drawn
     shutil.rmtree(here)
     monkeypatch.chdir(there)
     if told:
-        with pytest.raises(dataset.DataError, match=r"0 of the run's \d+ photos are in"):
+        with pytest.raises(dataset.DataError, match=r"photos.csv: 0 of its \d+ photos are in"):
             main.train(Config(resume=Path("work/run")))
     capsys.readouterr()
     run = main.train(Config(resume=Path("work/run"), data=there / "photos" if told else Config.data))
