@@ -82,33 +82,37 @@ def unused(data: Path, table: pd.DataFrame) -> str:
     return f"not used, as they lie in no class folder: {len(others)} photos, e.g. {shown(others[0])}" if others else ""
 
 
-def file_sizes(table: pd.DataFrame) -> list[int]:
+def file_sizes(paths: Sequence[str]) -> list[int]:
     """Bytes of each photo, -1 where it is gone."""
-    return [os.path.getsize(path) if os.path.isfile(path) else -1 for path in table.path]
+    return [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
 
 
 def found_again(table: pd.DataFrame, data: Path, file: Path) -> pd.DataFrame:
-    """A run's table, read from `file`, with its photos where most of them are now: in the folder of `data`, or where they were. Raises
-    DataError."""
-    written = PureWindowsPath if PureWindowsPath(table.path.iloc[0]).drive else PurePath  # a run from Windows may go on elsewhere
-    parts = [written(path).parts for path in table.path]
+    """A run's table, read from `file`, with its photos where most of them are now, by name and size: in the folder of `data`, or where they
+    were. Raises DataError."""
+    first, folder = table.path.iloc[0], os.path.abspath(data if data.is_dir() else data.parent)
+    from_windows = PureWindowsPath(first).drive and not first.startswith("/")  # such a run may go on elsewhere
+    parts = [(PureWindowsPath if from_windows else PurePath)(path).parts for path in table.path]
     shared = len([*itertools.takewhile(lambda names: len({*names}) == 1, zip(*(part[:-1] for part in parts), strict=False))])
-    folder = os.path.abspath(data if data.is_dir() else data.parent)
-
-    def below(skipped: int) -> list[str]:
-        return [os.path.join(folder, *part[skipped:]) for part in parts]  # none skipped: from the root, where it was
-
-    counts = [sum(map(os.path.isfile, below(skipped))) for skipped in range(shared, -1, -1)]
-    paths, there, known = below(shared - int(np.argmax(counts))), max(counts), int((table.bytes >= 0).sum())
+    paths, most = [], (-1, -1)
+    for skipped in range(shared, -1, -1):  # none skipped: from the root, where it was
+        here = [os.path.join(folder, *part[skipped:]) for part in parts]
+        sizes = np.array(file_sizes(here))
+        count = int((sizes == table.bytes).sum()), int((sizes >= 0).sum())
+        if count > most:
+            paths, most = here, count
+        if most[0] == len(table):
+            break
+    there, known = most[1], int((table.bytes >= 0).sum())
     if not there or (paths != table.path.tolist() and 2 * there < known):
-        raise DataError(f"{file}: {there} of its {known} photos are in {data}, or where they were ({shown(table.path.iloc[0])}). Put them "
+        raise DataError(f"{file}: {there} of its {known} photos are in {data}, or where they were ({shown(first)}). Put them "
                         "back, or pass the full path of the folder they are in now as --data.")
     return table.assign(path=paths)
 
 
 def changes(table: pd.DataFrame, data: Path) -> str:
     """What is other in the photos than when `table` was made, by its column bytes; "" if nothing."""
-    now, then = np.array(file_sizes(table)), table.bytes.to_numpy()
+    now, then = np.array(file_sizes(table.path)), table.bytes.to_numpy()
     try:
         new = len(set(load_table(data).path) - set(table.path))
     except DataError:

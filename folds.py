@@ -28,10 +28,14 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     if (table.side == "val").any():
         raise dataset.DataError(f"--fold -1: {config.data} says itself which photos validate, the same in each fold. "
                                 "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
+    moved = {}
     if config.out and (config.out / "fold0" / "photos.csv").exists():
         fold = config.out / "fold0"
-        before = dataset.found_again(record.read_photos(fold), config.data, fold / "photos.csv")
-        if changed := dataset.changes(before, config.data):
+        before = record.read_photos(fold)
+        found = dataset.found_again(before, config.data, fold / "photos.csv")
+        moved = dict(zip(before.path, found.path, strict=True))
+        changed = dataset.changes(found, config.data)
+        if changed or {*zip(found.path, found.label, strict=True)} != {*zip(table.path, table.label, strict=True)}:
             raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put them back, or give another --out.")
     else:
         engine.from_main(lambda: check_folds(table, config), accelerator)
@@ -42,14 +46,16 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
         if not (own.out / "val.csv").exists():
             begun = (own.out / "last.pt").exists()
             try:
-                train(Config(resume=own.out, data=config.data, workers=config.workers, quiet=config.quiet) if begun else own)
+                train(Config(resume=own.out, data=config.data.absolute(), workers=config.workers, quiet=config.quiet) if begun else own)
             except (SystemExit, KeyboardInterrupt):
                 accelerator.on_main_process(print)(f"all folds go on by the same command as before, with --out {run}")
                 raise
     accelerator.wait_for_everyone()  # the last val.csv is written by one
     answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]
     if accelerator.is_main_process:
-        record.write_table(run / "oof.csv", pd.concat([table.assign(fold=fold) for fold, (table, *_) in enumerate(answers)]))
+        tables = [table.assign(image=table.image.map(lambda path: moved.get(path, path)), fold=fold)
+                  for fold, (table, *_) in enumerate(answers)]
+        record.write_table(run / "oof.csv", pd.concat(tables))
     scores = pd.DataFrame([metrics.scores(probs, truth) for _, probs, truth in answers])
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
     accelerator.on_main_process(print)("\n".join([*lines, f"now, all folds' models together: python predict.py PHOTO --checkpoint {run}"]))

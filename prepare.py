@@ -31,7 +31,7 @@ def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     table = cut(examined(table, config.quiet), config)
     say("\n".join(filter(None, [describe(table), dataset.unused(config.data, table)])))
-    record.write_table(folder / "photos.csv", table.assign(bytes=dataset.file_sizes(table)))
+    record.write_table(folder / "photos.csv", table.assign(bytes=dataset.file_sizes(table.path)))
     return table
 
 
@@ -83,8 +83,9 @@ def check_size(model: Classifier, size: int) -> None:
     except (AssertionError, RuntimeError, ValueError) as error:
         if isinstance(error, RuntimeError) and memory_ran_out(error):
             raise
-        raise ModelError(f"--image-size {size}: this backbone cannot take it ({str(error).splitlines()[0]}). "
-                         f"Try {max(1, round(size / 32)) * 32}, or 0 for its own size.") from error
+        reason, near = (str(error) or type(error).__name__).splitlines()[0], max(1, round(size / 32)) * 32
+        remedy = f"Try {near}, or 0 for its own size." if near != size else "Take 0, its own size, or another backbone."
+        raise ModelError(f"--image-size {size}: this backbone cannot take it ({reason}). {remedy}") from error
 
 
 def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str], config: Config) -> None:

@@ -135,7 +135,7 @@ def read_experiments(file: Path) -> pd.DataFrame:
     rows = pd.DataFrame()
     with contextlib.suppress(ValueError):  # pandas' errors are
         rows = read_table(file)
-    if not {"run", "minutes", "settings"} <= {*rows}:
+    if not {"finished", "run", "minutes", "settings"} <= {*rows}:
         raise RunError(f"{file}: not a record as main.py writes it. Save it as text with commas, or move it away.")
     return rows
 

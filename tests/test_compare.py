@@ -85,8 +85,9 @@ def test_a_record_that_a_spreadsheet_saved_otherwise_or_that_is_empty_is_told(tm
         compare.read_runs(tmp_path / "record.csv")
 
 
-@pytest.mark.parametrize("content", [b"", b"finished;run;minutes;settings\nnow;runs/a;1;lr=1\n",
-                                     b"run,minutes,settings\na,1,x\nb,2,y,z,more\n", "run,minutes,settings\na,1,x\n".encode("utf-16")])
+@pytest.mark.parametrize("content", [
+    b"", b"finished;run;minutes;settings\nnow;runs/a;1;lr=1\n", b"finished,run,minutes,settings\n0,a,1,x\n0,b,2,y,z,more\n",
+    b"run,minutes,settings,val_accuracy\na,1,x,1\n", "finished,run,minutes,settings\n0,a,1,x\n".encode("utf-16")])
 def test_a_record_that_is_none_is_left_as_it_is_and_told(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     record.EXPERIMENTS.parent.mkdir()

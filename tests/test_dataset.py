@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import record
 from cache import PhotoCache
-from dataset import Batches, DataError, Photos, changes, found_again, load_table, make_loader, read_csv, unused
+from dataset import Batches, DataError, Photos, changes, file_sizes, found_again, load_table, make_loader, read_csv, unused
 from predict import find_photos
 from transforms import RandomViews
 from views import FixedViews
@@ -78,7 +78,7 @@ def test_photos_that_have_moved_are_found_though_some_are_lost(tmp_path, lost, a
     for side in ("train", "val"):
         make_photos(tmp_path / "x" / "photos" / side, {"a": 2, "b": 1})
     old, new = tmp_path / "x" / "photos", tmp_path / "y" / "photos"
-    table = load_table(old).assign(bytes=1)
+    table = load_table(old).assign(bytes=lambda t: file_sizes(t.path))
     shutil.copytree(old, new)
     for name in lost:
         (new / name).unlink()
@@ -94,8 +94,26 @@ def test_photos_that_have_moved_are_found_though_some_are_lost(tmp_path, lost, a
         assert found_again(table, place, FILE).path.tolist() == found_again(windows, place, FILE).path.tolist() == there
 
 
+def test_other_photos_of_the_same_names_are_not_those_that_have_moved(tmp_path):
+    (tmp_path / "photos.csv").write_text("image,label\ncrops/a/0.jpg,a\ncrops/b/0.jpg,b\n")
+    make_photos(tmp_path / "crops", {"a": 1, "b": 1})
+    table = load_table(tmp_path).assign(bytes=lambda t: file_sizes(t.path))
+    for path in table.path:
+        original = Path(path.replace("/crops/", "/"))
+        original.parent.mkdir()
+        original.write_bytes(Path(path).read_bytes() + b"more")
+    assert found_again(table, tmp_path, FILE).equals(table)
+
+
+def test_two_slashes_at_the_root_make_no_share_of_windows(tmp_path):
+    make_photos(tmp_path / "x", {"a": 1, "b": 1})
+    table = load_table(Path("/" + str(tmp_path / "x"))).assign(bytes=lambda t: file_sizes(t.path))
+    assert table.path.str.startswith("//").all()
+    assert found_again(table, Path("/nowhere/x"), FILE).equals(table)
+
+
 def test_a_place_with_a_few_of_the_photos_alone_is_none_they_have_moved_to(tmp_path):
-    table = load_table(make_photos(tmp_path / "x", {"a": 3, "b": 2})).assign(bytes=1)
+    table = load_table(make_photos(tmp_path / "x", {"a": 3, "b": 2})).assign(bytes=lambda t: file_sizes(t.path))
     make_photos(tmp_path / "y", {"a": 1, "b": 1})
     assert found_again(table, tmp_path / "y", FILE).equals(table)          # most are where they were
     shutil.rmtree(tmp_path / "x")

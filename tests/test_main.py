@@ -603,9 +603,11 @@ def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, draw
     assert re.search(r"answered +\(1, 2\)", said)
 
 
-def test_a_size_that_the_backbone_cannot_take_is_one_sentence(small_config):
-    config = dataclasses.replace(small_config, model="hrnet_w18_small", weights="none", head_first=False, image_size=200)
-    with pytest.raises(model.ModelError, match=r"--image-size 200: this backbone cannot take it \(.*\)\. Try 192, or 0"):
+@pytest.mark.parametrize(("name", "size", "remedy"), [
+    ("hrnet_w18_small", 200, "Try 192, or 0"), ("halonet26t", 96, "Take 0, its own size")])
+def test_a_size_that_the_backbone_cannot_take_is_one_sentence(small_config, name, size, remedy):
+    config = dataclasses.replace(small_config, model=name, weights="none", head_first=False, image_size=size)
+    with pytest.raises(model.ModelError, match=rf"--image-size {size}: this backbone cannot take it \(.+\)\. {remedy}"):
         main.train(config)
 
 
@@ -748,9 +750,12 @@ def test_folds_go_on_where_their_photos_were_moved_to(small_config, drawn, tmp_p
     before.rename(after)
     with pytest.raises(dataset.DataError, match="no such folder"):
         main.train_each_fold(config, main.train)
-    (small_config.out / "fold0" / "val.csv").unlink()  # as if it had been stopped at its end
     run = main.train_each_fold(dataclasses.replace(config, data=after), main.train)
     assert sorted(pd.read_csv(run / "oof.csv").image) == sorted(map(str, after.rglob("*.jpg")))
+    table = dataset.load_table(after)
+    record.write_table(after / "other.csv", table.assign(image=table.path, label=table.label.to_numpy()[::-1])[["image", "label"]])
+    with pytest.raises(RunError, match="its folds would be of different photos"):
+        main.train_each_fold(dataclasses.replace(config, data=after / "other.csv"), main.train)
 
 
 def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):

@@ -126,7 +126,8 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
         import optuna  # noqa: F401
     except ImportError:
         sys.exit("tuning needs the package optuna: pip install -r requirements-extra.txt")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the trial's run is ended too
+    for name in {"SIGTERM", "SIGHUP"} & {*dir(signal)}:  # as Ctrl-C: the trial's run is ended too
+        signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         study = tune(flags, trials, out)
     except KeyboardInterrupt:
