@@ -28,12 +28,8 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     if (table.side == "val").any():
         raise dataset.DataError(f"--fold -1: {config.data} says itself which photos validate, the same in each fold. "
                                 "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
-    moved = {}
     if config.out and (config.out / "fold0" / "photos.csv").exists():
-        fold = config.out / "fold0"
-        before = record.read_photos(fold)
-        found = dataset.found_again(before, config.data, fold / "photos.csv")
-        moved = dict(zip(before.path, found.path, strict=True))
+        _, found = photos_of(config.out / "fold0", config.data)
         changed = dataset.changes(found, config.data)
         if changed or {*zip(found.path, found.label, strict=True)} != {*zip(table.path, table.label, strict=True)}:
             raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put them back, or give another --out.")
@@ -53,10 +49,18 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     accelerator.wait_for_everyone()  # the last val.csv is written by one
     answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]
     if accelerator.is_main_process:
-        tables = [table.assign(image=table.image.map(lambda path: moved.get(path, path)), fold=fold)
-                  for fold, (table, *_) in enumerate(answers)]
+        tables = []
+        for fold, (table, *_) in enumerate(answers):
+            written, found = photos_of(run / f"fold{fold}", config.data)
+            tables.append(table.assign(image=table.image.map(dict(zip(written.path, found.path, strict=True))), fold=fold))
         record.write_table(run / "oof.csv", pd.concat(tables))
     scores = pd.DataFrame([metrics.scores(probs, truth) for _, probs, truth in answers])
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
     accelerator.on_main_process(print)("\n".join([*lines, f"now, all folds' models together: python predict.py PHOTO --checkpoint {run}"]))
     return run
+
+
+def photos_of(folder: Path, data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A fold's photos as its photos.csv has them, and where they are now. Raises DataError, RunError."""
+    written = record.read_photos(folder)
+    return written, dataset.found_again(written, data, folder / "photos.csv")

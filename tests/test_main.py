@@ -734,7 +734,7 @@ def test_ctrl_c_between_the_epochs_of_folds_says_how_to_go_on(small_config, caps
     assert f"by the same command as before, with --out {small_config.out}" in capsys.readouterr().out
 
 
-def test_folds_go_on_where_their_photos_were_moved_to(small_config, drawn, tmp_path):
+def test_folds_go_on_where_their_photos_were_moved_to(small_config, drawn, tmp_path, monkeypatch):
     before, after = tmp_path / "before", tmp_path / "after"
     shutil.copytree(drawn, before)
     config = dataclasses.replace(small_config, data=before, fold=-1, folds=3, epochs=1, quiet=True)
@@ -751,6 +751,11 @@ def test_folds_go_on_where_their_photos_were_moved_to(small_config, drawn, tmp_p
     with pytest.raises(dataset.DataError, match="no such folder"):
         main.train_each_fold(config, main.train)
     run = main.train_each_fold(dataclasses.replace(config, data=after), main.train)
+    assert sorted(pd.read_csv(run / "oof.csv").image) == sorted(map(str, after.rglob("*.jpg")))
+    after = after.rename(tmp_path / "data")                # once more; Config's own name for it, given by its whole path to a begun fold
+    (run / "fold0" / "val.csv").unlink()
+    monkeypatch.chdir(tmp_path)
+    main.train_each_fold(dataclasses.replace(config, data=Path("data")), main.train)
     assert sorted(pd.read_csv(run / "oof.csv").image) == sorted(map(str, after.rglob("*.jpg")))
     table = dataset.load_table(after)
     record.write_table(after / "other.csv", table.assign(image=table.path, label=table.label.to_numpy()[::-1])[["image", "label"]])
