@@ -43,6 +43,16 @@ def keep_apart(out: Path, *read: Path | str) -> None:
         raise WriteError(f"{out}: is what is asked about, and would be lost. Name another file.")
 
 
+def picture_beside(out: Path, *read: Path | str) -> Path:
+    """Where the picture goes that belongs to `out`. Raises WriteError if it would be `out`, or either is one of the files that are read."""
+    picture = out.with_suffix(".png")
+    if out == picture:
+        raise WriteError(f"{out}: its picture would take its place. Let it end otherwise than in .png.")
+    keep_apart(out, *read)
+    keep_apart(picture, *read)
+    return picture
+
+
 class atomic_file:
     """A binary file beside `path` that takes its name only when all is written and on the disk. Raises WriteError."""
 

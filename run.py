@@ -98,9 +98,10 @@ def last_of(folder: Path) -> dict:
 def resumed(config: Config, saved: dict) -> Config:
     """The run's own settings; only --workers, --quiet, and --data, where its photos are now, may be given anew. Raises ConfigError,
     CheckpointError, RunError."""
-    given = {k: v for k, v in config.differences().items() if k not in ("resume", "workers", "quiet", "data")}
-    if given:
-        flags = ", ".join("--" + k.replace("_", "-") for k in given)
+    given = config.differences()
+    others = [knob for knob in given if knob not in ("resume", "workers", "quiet", "data")]
+    if others:
+        flags = ", ".join("--" + knob.replace("_", "-") for knob in others)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
     record.check_folder(config.resume)
     try:
@@ -112,5 +113,5 @@ def resumed(config: Config, saved: dict) -> Config:
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
                           f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers
-    data = config.data if "data" in config.differences() else own.data
+    data = config.data if "data" in given else own.data
     return dataclasses.replace(own, resume=config.resume, data=data, workers=workers, quiet=config.quiet)

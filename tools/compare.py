@@ -11,7 +11,7 @@ import tyro
 
 import plots
 import record
-from checkpoint import keep_apart
+from checkpoint import picture_beside
 from config import Config
 from page import image, section, table, write_page
 from text import as_program
@@ -53,11 +53,7 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
         score: what the plot shows against minutes: accuracy, macro_f1, loss, test_accuracy, ...
     """
     runs, same = read_runs(file)
-    picture = out.with_suffix(".png")
-    if out == picture:
-        raise record.RunError(f"--out {out}: names the page, and its picture would take its place. Let it end in .html.")
-    for made in (out, picture):
-        keep_apart(made, file)
+    picture = picture_beside(out, file)
     if score not in runs:
         raise record.RunError(f"--score {score}: the record has no such column. Take one of {', '.join(runs.columns[1:])}.")
     marks = best_values(runs)

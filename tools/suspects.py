@@ -9,7 +9,7 @@ import pandas as pd
 import tyro
 from tyro.conf import Positional
 
-from checkpoint import keep_apart
+from checkpoint import picture_beside
 from dataset import DataError
 from photos import read_named
 from pictures import contact_sheet
@@ -53,11 +53,7 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
     if not {*COLUMNS} <= set(table.columns) or strange or table.empty:
         raise DataError(f"{predictions}: not a table of out-of-fold predictions ({', '.join(table.columns[:4])}, ...). "
                         "Its first line must be image,label,fold and then the name of each class; a line for each photo.")
-    picture = out.with_suffix(".png")
-    if out == picture:
-        raise DataError(f"--out {out}: names the list, and its picture would take its place. Let it end in .csv.")
-    for file in (out, picture):
-        keep_apart(file, predictions, *table.image)
+    picture = picture_beside(out, predictions, *table.image)
     found = suspects(table)
     write_table(out, found.round(4))
     if found.empty:

@@ -26,8 +26,6 @@ from text import as_program
 
 MAIN = Path(__file__).parents[1] / "main.py"
 PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
-
-
 RANGES = {  # what is tried: the few knobs that move the score; the rest follow from data and machine
     "lr": {"low": 3e-4, "high": 0.02, "log": True}, "rho": {"low": 0.0, "high": 0.2, "step": 0.01},
     "mixup": {"low": 0.0, "high": 0.8, "step": 0.05}, "weight_decay": {"low": 1e-5, "high": 1e-2, "log": True}}
