@@ -4,8 +4,10 @@ import dataclasses
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -128,7 +130,8 @@ def test_a_trial_that_fails_after_one_that_went_well_is_told_and_what_the_flags_
             tune.tune(flags, trials, tmp_path / out)
 
 
-def test_a_study_that_is_ended_ends_its_run_and_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_study_that_is_ended_ends_its_run_and_says_how_to_go_on(tmp_path, name):
     import optuna
     (tmp_path / "run.py").write_text(RUN)
     code = "import sys; from pathlib import Path; from tools import tune; tune.MAIN = Path(sys.argv[1], 'run.py'); " \
@@ -137,11 +140,28 @@ def test_a_study_that_is_ended_ends_its_run_and_says_how_to_go_on(tmp_path):
     while not (tmp_path / "study" / "trial-000").exists():
         assert ended.poll() is None
         time.sleep(0.1)
-    ended.terminate()
+    ended.send_signal(getattr(signal, name))
     assert ended.communicate(timeout=40) == (None, "stopped; the same command goes on with further trials\n")  # the run sleeps 50 s
     assert ended.returncode == 130
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path / 'study' / 'study.db'}")
     assert [trial.state.name for trial in study.trials] == ["FAIL"]  # so that the defaults come once more
+
+
+def test_of_two_studies_that_begin_at_once_the_second_waits_until_the_first_has_begun(tmp_path, monkeypatch):
+    from filelock import FileLock
+
+    from tools import tune
+    (tmp_path / "run.py").write_text(RUN)
+    monkeypatch.setattr(tune, "MAIN", tmp_path / "run.py")
+    study = tmp_path / "study"
+    study.mkdir()
+    with FileLock(study / ".lock"):
+        second = threading.Thread(target=tune.tune, args=((), 1, study))
+        second.start()
+        second.join(5)
+        assert second.is_alive() and not (study / "study.db").exists()
+    second.join(60)
+    assert (study / "trial-000" / "val.csv").exists()
 
 
 def test_the_rate_of_all_folds_is_that_of_the_first(small_config):
