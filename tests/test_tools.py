@@ -148,7 +148,7 @@ def test_a_study_that_is_ended_ends_its_run_and_says_how_to_go_on(tmp_path, name
 
 
 def test_of_two_studies_that_begin_at_once_the_second_waits_until_the_first_has_begun(tmp_path, monkeypatch):
-    import optuna  # noqa: F401: here, for it takes seconds
+    import optuna  # noqa: F401  # before the clock runs, for it takes seconds
     from filelock import FileLock
 
     from tools import tune
