@@ -18,6 +18,7 @@ import metrics
 import plots
 import record
 from config import Config
+from dataset import found_again
 from explain import Explainer, ExplainError, reasons_sheet
 from page import figures, image, section, table, write_page
 from photos import SIDES, read_named
@@ -28,13 +29,18 @@ from views import crop_view
 WORST, SUREST = 9, 18  # mistakes shown
 
 
-def write_report(folder: Path) -> Path:
-    """Returns RUN/report.html. Raises ValueError where RUN is not a finished run, or its photos are gone."""
+def write_report(folder: Path, data: Path | None = None) -> Path:
+    """Returns RUN/report.html. data: where the photos are now, if they have moved. Raises ValueError where RUN is not a finished run, or
+    its photos are gone."""
     record.check_finished(folder, "val.csv", "photos.csv", "log.csv", "config.json")
     (val, probs, labels), photos = record.read_answers(folder / "val.csv"), record.read_table(folder / "photos.csv")
     classes = val.columns[2:].tolist()
+    if data:
+        found = found_again(record.read_photos(folder), data, folder / "photos.csv")
+        val["image"] = val.image.map(dict(zip(photos.path, found.path, strict=True)))
     if not any(os.path.isfile(photo) for photo in val.image):
-        raise record.RunError(f"{folder}: none of its {len(val)} validation photos is where it was ({val.image[0]}). Put them back.")
+        raise record.RunError(f"{folder}: none of its {len(val)} validation photos is where it was ({val.image[0]}). Put them back, or "
+                              f"say where they are now: python -m tools.report {folder} --data FOLDER")
     log = pd.read_csv(folder / "log.csv")
     log["grad_norm"] = log.get("grad_norm")  # runs of before it was logged
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))

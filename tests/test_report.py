@@ -12,6 +12,7 @@ import photos
 import plots
 import record
 from config import Config
+from dataset import DataError
 from report import write_report
 from run import resumed
 from tools.publish import publish
@@ -83,8 +84,23 @@ def test_no_run_and_no_photos_are_told(run, tmp_path):
         (tmp_path / name).rename(copy / name)
     answers = record.read_table(copy / "val.csv")
     record.write_table(copy / "val.csv", answers.assign(image="gone/" + answers.image))
-    with pytest.raises(record.RunError, match="none of its .* validation photos is where it was"):
+    with pytest.raises(record.RunError, match="none of its .* validation photos is where it was .+ --data FOLDER"):
         write_report(copy)
+
+
+def test_a_report_of_photos_that_have_moved_finds_them_in_the_folder_given(run, drawn, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    for name, column in [("val.csv", "image"), ("photos.csv", "path")]:
+        table = record.read_table(copy / name)
+        record.write_table(copy / name, table.assign(**{column: table[column].str.replace(str(drawn), "/of/another/machine")}))
+    shown = {}
+    for folder, data in [(run, None), (copy, drawn)]:
+        write_report(folder, data)
+        shown[folder] = (folder / "report" / "surest.png").read_bytes()
+    assert shown[run] == shown[copy]
+    assert "/of/another/machine" in (copy / "val.csv").read_text()        # the run itself is left as it was
+    with pytest.raises(DataError, match="photos are in"):
+        write_report(copy, tmp_path)
 
 
 @pytest.mark.parametrize("classes", [["edible", "deadly"], [f"Pseudoclitocybe cyathiformis {i}" for i in range(30)],

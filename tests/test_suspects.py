@@ -42,9 +42,17 @@ def test_neither_list_nor_picture_takes_the_place_of_what_is_read_or_of_each_oth
 
 
 def test_a_photo_that_has_moved_is_named(table, tmp_path):
-    table.assign(image="gone.jpg").to_csv(tmp_path / "oof.csv", index=False)
+    table.loc[[3, 30], "image"] = "gone.jpg"
+    table.to_csv(tmp_path / "oof.csv", index=False)
     with pytest.raises(PhotoError, match="gone.jpg: cannot be opened"):
         suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")
+
+
+def test_where_all_photos_have_moved_no_list_is_made_and_the_remedy_told(table, tmp_path):
+    table.assign(image="gone.jpg").to_csv(tmp_path / "oof.csv", index=False)
+    with pytest.raises(DataError, match=r"oof.csv: none of its photos is where it was \(gone.jpg\). .+ once more, with --out .+ as --data"):
+        suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")
+    assert not (tmp_path / "suspects.csv").exists()
 
 
 def test_where_no_label_is_in_doubt_there_is_no_picture(table, tmp_path, capsys):

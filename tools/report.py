@@ -11,13 +11,14 @@ from report import write_report
 from text import as_program
 
 
-def main(run: Positional[Path]) -> None:
+def main(run: Positional[Path], data: Path | None = None) -> None:
     """Write the report, and say where it is.
 
     Args:
         run: a folder under runs/ that main.py made.
+        data: the folder that its photos are in now, if they have moved.
     """
-    print(write_report(run))
+    print(write_report(run, data))
 
 
 if __name__ == "__main__":

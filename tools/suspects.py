@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,10 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
     if not {*COLUMNS} <= set(table.columns) or strange or table.empty:
         raise DataError(f"{predictions}: not a table of out-of-fold predictions ({', '.join(table.columns[:4])}, ...). "
                         "Its first line must be image,label,fold and then the name of each class; a line for each photo.")
+    if not any(os.path.isfile(photo) for photo in table.image):
+        raise DataError(f"{predictions}: none of its photos is where it was ({table.image[0]}). Put them back; or give the command that "
+                        f"trained the folds once more, with --out {predictions.parent} and, as --data, the folder they are in now: it "
+                        "writes this table anew.")
     picture = picture_beside(out, predictions, *table.image)
     found = suspects(table)
     write_table(out, found.round(4))
