@@ -5,12 +5,13 @@ import sys
 import pytest
 from conftest import ROOT
 
-from checkpoint import LARGEST_PHOTO
+from checkpoint import LARGEST_PHOTO, MOST_DIRECTIONS
 from config import Config, ConfigError
 
 
-def test_a_size_that_can_be_trained_at_can_be_asked_at():
-    assert Config(image_size=LARGEST_PHOTO).image_size == LARGEST_PHOTO
+def test_what_can_be_trained_can_be_asked():
+    config = Config(image_size=LARGEST_PHOTO, covariance=MOST_DIRECTIONS)
+    assert (config.image_size, config.covariance) == (LARGEST_PHOTO, MOST_DIRECTIONS)
 
 
 def test_defaults_are_the_entry_s():
@@ -22,7 +23,7 @@ def test_defaults_are_the_entry_s():
 
 @pytest.mark.parametrize(("knob", "value"), [
     ("folds", 1), ("fold", 5), ("fold", -2), ("image_size", 16), ("image_size", LARGEST_PHOTO + 1), ("image_size", -224), ("workers", -2),
-    ("cache", -1.0), ("epochs", -1),
+    ("cache", -1.0), ("epochs", -1), ("covariance", -1), ("covariance", MOST_DIRECTIONS + 1),
     ("batch", 1), ("accumulate", 0), ("lr", 0.0), ("lr", float("nan")), ("lr", float("inf")), ("momentum", 1.0), ("weight_decay", -0.1),
     ("warmup", 1.0), ("progressive", 0.1), ("layer_decay", 0.0), ("freeze", 1.5), ("ema", 1.0), ("smoothing", 1.0), ("focal", -1.0),
     ("arcface", 1.6), ("head_lr", -0.1), ("augment", 1.1), ("clip", -1.0), ("mixup", -0.2), ("rho", -0.05), ("rho", float("nan")),
