@@ -40,7 +40,8 @@ class Config:
     weight_decay: float = 1e-4  # L2 on the weights, not on biases and normalisation layers; 0 = none
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
     schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
-    progressive: float = 1.0  # share of the image size that training begins with, 128 pixels at least; its last third sees all; 1 = off
+    progressive: float = 1.0  # share of the image size that training begins with, 128 pixels at least, up to train_share; 1 = off
+    train_share: float = 1.0  # share of the image size that training's last third sees; the head's fit and all answers see all (FixRes)
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
@@ -57,6 +58,7 @@ class Config:
     # --- against overfitting ---
     augment: float = 0.5  # probability that a photo is turned, or its light changed; noise, erasing in proportion; 0 = crop, mirror alone
     mixup: float = 0.05  # alpha of Beta(alpha, alpha), the share in which two photos are blended; 0 = off, better where epochs are few
+    mixup_end: float = 1.0  # share of the epochs that are mixed; the last ones see photos as they are; 1 = all are mixed
     rho: float = 0.05  # SAM's ascent radius in weight space (ASAM: about 0.5); 0 = plain SGD, as good where epochs are few
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
     sam_every: int = 2  # SAM on each k-th step, plain SGD on the others; 1 = all steps
@@ -88,6 +90,7 @@ class Config:
              "a head that is not fitted first has all to learn: use 1 or more; with --head-first, 0 too"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("progressive", 0.25 <= self.progressive <= 1, "it is a share of the image size: use 0.5 to 1 (full size from the start)"),
+            ("train_share", 0.25 <= self.train_share <= 1, "it is a share of the image size: use 0.6 to 1 (all)"),
             ("accumulate", self.accumulate >= 1, "use 1 for the whole batch at once, or a number of parts"),
             ("lr", 0 < self.lr < float("inf"), "the learning rate must be positive: try 0.008"),
             ("head_lr", 0 <= self.head_lr <= 10, "it is a share of --lr: use 0 (the head stays as fitted) to 1"),
@@ -106,6 +109,7 @@ class Config:
             ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
             ("rho", 0 <= self.rho < float("inf"), "it is a radius: use 0 (plain SGD) to 0.5"),
             ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),
+            ("mixup_end", 0 < self.mixup_end <= 1, "it is a share of the epochs: use 1 (all), less, or --mixup 0 for none"),
             ("sam_start", 0 <= self.sam_start <= 1, "it is a share of training: use 0 (from the start) to 1 (never)"),
             ("track", self.track == "none" or importlib.util.find_spec(self.track), f"the package is missing: pip install {self.track}"),
             ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295, what random numbers of 32 bits begin at"),

@@ -50,7 +50,7 @@ def train(config: Config) -> Path:
     given, saved = config, last_of(config.resume) if config.resume else None
     if saved:
         config = resumed(given, saved)
-    size, crop = input_size(config.model, config.image_size, config.progressive < 1)
+    size, crop = input_size(config.model, config.image_size, min(config.progressive, config.train_share) < 1)
     accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
     say = (lambda text: None) if config.quiet else tell
@@ -108,7 +108,7 @@ def train(config: Config) -> Path:
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
     schedule = make_schedule(config.schedule, sgd, steps, config.warmup)
-    shown = make_sizes(config.progressive, steps)
+    shown = make_sizes(config.progressive, config.train_share, steps)
     counts = labels["train"].bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
 
@@ -148,10 +148,11 @@ def train(config: Config) -> Path:
         train_loader.batch_sampler.start = progress["epoch"] * epoch_steps + progress["step"]
         batches = iter(train_loader)  # one for all epochs: workers read on while an epoch is judged
         while progress["epoch"] < config.epochs and not stop():
+            alpha = config.mixup if progress["epoch"] < round(config.mixup_end * config.epochs) else 0.0
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
                     model, train_loader, batches, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
-                    num_classes=len(classes), alpha=config.mixup, clip=config.clip, seed=config.seed,
+                    num_classes=len(classes), alpha=alpha, clip=config.clip, seed=config.seed,
                     keep_batchnorm=config.batchnorm_kept, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
                     shown=shown)
             if progress["step"] == epoch_steps:

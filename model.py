@@ -148,12 +148,12 @@ def freeze(model: Classifier, share: float) -> None:
 def input_size(name: str, asked: int = 0, shrinks: bool = False) -> tuple[int, float]:
     """(pixels, crop): the square that the backbone `name` sees, `asked` or what it was trained at, and the share of a photo's short
     side in it. Raises ModelError if timm has no such backbone, or it takes one size alone and would see another: asked, or
-    smaller ones at first (shrinks)."""
+    smaller ones in training (shrinks)."""
     cfg = _timm_record(name)
     native = cfg.input_size[-1]
     if cfg.fixed_input_size and (shrinks or asked not in (0, native)):
         raise ModelError(f"--model {name}: takes photos of {native} x {native} pixels and no others. "
-                         "Use --image-size 0 and --progressive 1, or another backbone.")
+                         "Use --image-size 0, --progressive 1 and --train-share 1, or another backbone.")
     return asked or native, min(cfg.crop_pct, 1.0)  # some (volo) want more than the photo, which a window inside it cannot show
 
 

@@ -26,16 +26,19 @@ def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmu
     return CosineLRScheduler(optimizer, max(1, -(-rest // cycles)), cycle_limit=cycles, cycle_decay=0.5, **common).step_update
 
 
-def make_sizes(begin: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S up to all of S, which the last third of training sees.
+def make_sizes(begin: float, end: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
+    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S up to `end` of S, which the last third of training sees.
 
     Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
-    arXiv 2104.00298). Multiples of 32 pixels, as backbones halve a photo five times, and never below SMALLEST. Resized on the device,
-    so that the loader's work, and what each photo draws, stay as they are.
+    arXiv 2104.00298). What is cut at random to train on looks larger than what is asked, which an `end` below 1 makes good (FixRes; Touvron
+    et al. 2019, arXiv 1906.06423). Multiples of 32 pixels, as backbones halve a photo five times, and never below SMALLEST. Resized on the
+    device, so that the loader's work, and what each photo draws, stay as they are.
     """
+    begin = min(begin, end)
+
     def shown(images: torch.Tensor, step: int) -> torch.Tensor:
         size = images.shape[-1]
-        share = min(1.0, begin + (1 - begin) * step / max(1, 2 / 3 * steps))
+        share = min(end, begin + (end - begin) * step / max(1, 2 / 3 * steps))
         side = max(SMALLEST, round(share * size / 32) * 32)
         return F.interpolate(images.float(), side, mode="bilinear", antialias=True) if share < 1 and side < size else images
 

@@ -92,6 +92,7 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "half the rate": {"lr": 0.004},
     "mixup 0.2": {"mixup": 0.2},
     "mixup 0.4": {"mixup": 0.4},
+    "mixup 0.2, none in the last two epochs": {"mixup": 0.2, "mixup_end": 0.6},
 }
 TOGETHER = {"lite0, lite1 and lite2 averaged": ("the defaults", "lite1", "lite2")}  # their probabilities
 TABLE = "| what | accuracy | log loss | balanced accuracy | accuracy: more than the defaults | log loss | seconds |\n" + "| --- " * 7 + "|"

@@ -850,6 +850,18 @@ def test_the_head_learns_from_both_sides_with_the_classes_shares_taken_out(small
         assert loader.dataset.min_side == loader.dataset.transform.min_side  # decoded smaller, its near views would be blurred
 
 
+def test_the_last_epochs_may_do_without_mixup(small_config, monkeypatch):
+    alphas, train = [], main.engine.train_one_epoch
+
+    def noted(*given, alpha, **more):
+        alphas.append(alpha)
+        train(*given, alpha=alpha, **more)
+
+    monkeypatch.setattr(main.engine, "train_one_epoch", noted)
+    main.train(dataclasses.replace(small_config, epochs=4, mixup=0.4, mixup_end=0.6))  # 2.4 epochs
+    assert alphas == [0.4, 0.4, 0.0, 0.0]
+
+
 def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     class Reached(Exception):
         pass
@@ -873,12 +885,12 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     with pytest.raises(Reached):
         main.train(dataclasses.replace(
             small_config, weight_decay=0.01, layer_decay=0.7, head_lr=0.5, smoothing=0.1, focal=2.0, balance="weights", arcface=0.3,
-            schedule="step", warmup=0.25, progressive=0.6, augment=0.3, ema=0.5, deterministic=True, mixup=0.4, clip=3.0))
+            schedule="step", warmup=0.25, progressive=0.6, train_share=0.8, augment=0.3, ema=0.5, deterministic=True, mixup=0.4, clip=3.0))
     assert seen["parameter_groups"][1:] == (0.01, 0.7, 0.5)
     assert seen["Loss"][1:] == (0.1, 2.0, "weights", 0.3, 30.0)
     assert (seen["make_schedule"][0], seen["make_schedule"][3]) == ("step", 0.25)
     assert seen["make_ema"][1] == 0.5
-    assert seen["make_sizes"][0] == 0.6
+    assert seen["make_sizes"][:2] == (0.6, 0.8)
     assert seen["turned"] == 0.3
     assert seen["train_one_epoch"]["shown"].__qualname__.startswith("make_sizes")
     assert "be_deterministic" in seen
