@@ -27,7 +27,7 @@ def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmu
 
 
 def make_sizes(begin: float, end: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S up to `end` of S, which the last third of training sees.
+    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S to `end` of S, which the last third of training sees.
 
     Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
     arXiv 2104.00298). What is cut at random to train on looks larger than what is asked, which an `end` below 1 makes good (FixRes; Touvron
