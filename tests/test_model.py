@@ -100,6 +100,12 @@ def test_a_backbone_of_one_size_alone_says_so():
             input_size("vit_tiny_patch16_224", **other)
 
 
+@pytest.mark.parametrize("knob", ["progressive", "train_share"])
+def test_a_backbone_of_one_size_alone_is_trained_at_no_other(small_config, knob):
+    with pytest.raises(ModelError, match="Use --image-size 0, --progressive 1 and --train-share 1, or another backbone"):
+        main.train(dataclasses.replace(small_config, model="vit_tiny_patch16_224", image_size=0, **{knob: 0.5}))
+
+
 def test_a_crop_beyond_the_photo_is_all_of_it():
     assert timm.get_pretrained_cfg("volo_d5_512").crop_pct > 1
     assert input_size("volo_d5_512") == (512, 1.0)
