@@ -101,6 +101,7 @@ def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str],
 
 def announce_time(model, size: int, photos: int, config: Config, accelerator: Accelerator, say) -> None:
     """A CPU may need days for what a GPU does in an hour: better to know before."""
+    size = round(config.train_share * size)
     passes = 1 + (config.rho > 0) * (1 - config.sam_start) / config.sam_every
     seconds = photos / accelerator.num_processes * seconds_a_photo(model, size, passes, accelerator, config.batchnorm_kept)
     advice = "" if seconds < 3600 else "; on a GPU, or with --model tf_efficientnet_lite0 --image-size 224, it is minutes"
