@@ -41,7 +41,7 @@ class Config:
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
     schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
     progressive: float = 1.0  # share of the image size that training begins with, 128 pixels at least, up to train_share; 1 = off
-    train_share: float = 1.0  # share of the image size that training's last third sees; the head's fit and all answers see all (FixRes)
+    train_share: float = 1.0  # share of the image size that training sees, at least in its last third; the head and all answers see 1
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
@@ -107,9 +107,9 @@ class Config:
             ("arcface", 0 <= self.arcface < 1.57, "it is an angle in radians: use 0 (off) to 0.5"),
             ("augment", 0 <= self.augment <= 1, "it is a probability: use 0 (crop and mirror alone) to 1"),
             ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
+            ("mixup_end", 0 < self.mixup_end <= 1, "it is a share of the epochs: use 1 (all), less, or --mixup 0 for none"),
             ("rho", 0 <= self.rho < float("inf"), "it is a radius: use 0 (plain SGD) to 0.5"),
             ("sam_every", self.sam_every >= 1, "use 1 for SAM on every step, k for each k-th"),
-            ("mixup_end", 0 < self.mixup_end <= 1, "it is a share of the epochs: use 1 (all), less, or --mixup 0 for none"),
             ("sam_start", 0 <= self.sam_start <= 1, "it is a share of training: use 0 (from the start) to 1 (never)"),
             ("track", self.track == "none" or importlib.util.find_spec(self.track), f"the package is missing: pip install {self.track}"),
             ("seed", 0 <= self.seed < 2**32, "use 0 to 4294967295, what random numbers of 32 bits begin at"),

@@ -14,7 +14,7 @@ import metrics
 import record
 from config import Config
 from device import make_accelerator
-from prepare import check_folds
+from prepare import check_folds, photos_of
 
 
 def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
@@ -58,9 +58,3 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
     accelerator.on_main_process(print)("\n".join([*lines, f"now, all folds' models together: python predict.py PHOTO --checkpoint {run}"]))
     return run
-
-
-def photos_of(folder: Path, data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A fold's photos as its photos.csv has them, and where they are now. Raises DataError, RunError."""
-    written = record.read_photos(folder)
-    return written, dataset.found_again(written, data, folder / "photos.csv")

@@ -18,11 +18,11 @@ import metrics
 import plots
 import record
 from config import Config
-from dataset import found_again
 from explain import Explainer, ExplainError, reasons_sheet
 from page import figures, image, section, table, write_page
 from photos import SIDES, read_named
 from pictures import contact_sheet
+from prepare import photos_of
 from trust import CAUTION
 from views import crop_view
 
@@ -36,7 +36,7 @@ def write_report(folder: Path, data: Path | None = None) -> Path:
     (val, probs, labels), photos = record.read_answers(folder / "val.csv"), record.read_table(folder / "photos.csv")
     classes = val.columns[2:].tolist()
     if data:
-        found = found_again(record.read_photos(folder), data, folder / "photos.csv")
+        photos, found = photos_of(folder, data)
         val["image"] = val.image.map(dict(zip(photos.path, found.path, strict=True)))
     if not any(os.path.isfile(photo) for photo in val.image):
         raise record.RunError(f"{folder}: none of its {len(val)} validation photos is where it was ({val.image[0]}). Put them back, or "
