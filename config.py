@@ -41,7 +41,7 @@ class Config:
     warmup: float = 0.1  # share of training over which the rate climbs from 0, before the cosine takes it down again
     schedule: Literal["cosine", "restarts", "step"] = "cosine"  # of the rate, after warm-up; one-cycle = cosine with --warmup 0.3
     progressive: float = 1.0  # share of the image size that training begins with, 128 pixels at least, up to train_share; 1 = off
-    train_share: float = 1.0  # share of the image size that training sees, at least in its last third; the head and all answers see 1
+    train_share: float = 1.0  # share of the image size that training sees, or ends with where progressive; 1 = all, as head and answers do
     accumulate: int = 1  # parts that each batch goes through in, to need less memory; doubled by itself when memory runs out
     clip: float = 5.0  # largest gradient norm, as trained on (after SAM's second pass); 0 = no clipping
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
