@@ -13,6 +13,7 @@ import engine
 from checkpoint import CheckpointError, shapes
 from dataset import Batches, Photos, make_loader
 from device import enough_memory, keep_memory, make_accelerator
+from folding import fold_batchnorm
 from model import Classifier, add_to_head, build_model
 from transforms import RandomViews
 from views import FixedViews
@@ -36,6 +37,7 @@ class Trained:
         self.limit, self.notes = saved["known_limit"], saved["notes"]
         with enough_memory(self.accelerator.device):
             self.model = model.to(self.accelerator.device)
+            fold_batchnorm(self.model, torch.zeros(1, 3, size, size, device=self.accelerator.device))
 
     def answers(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""

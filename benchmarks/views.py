@@ -7,14 +7,16 @@ from benchmarks.answer import a_run
 from benchmarks.timing import Options, command, in_turn, row
 
 
-def ttach_way(trained, paths: list[str]):
-    """ttach around the same network on the same loader; its eight: mirrored or not, turned four ways."""
+def ttach_way(run: Path, trained, paths: list[str]):
+    """ttach around the same network, as timm makes it, on the same loader; its eight: mirrored or not, turned four ways."""
     import torch
     import ttach
 
     from dataset import Batches, Photos, make_loader
     from device import to_device
-    network = ttach.ClassificationTTAWrapper(torch.nn.Sequential(trained.model, torch.nn.Softmax(1)), ttach.aliases.d4_transform())
+    from trained import load_model
+    network = torch.nn.Sequential(load_model(run / "best.pt")[0].to(trained.accelerator.device), torch.nn.Softmax(1))
+    network = ttach.ClassificationTTAWrapper(network, ttach.aliases.d4_transform())
     photos = Photos(paths, trained.views, 0, trained.views.min_side)
 
     @torch.inference_mode()
@@ -30,7 +32,7 @@ def measure(options: Options):
     with tempfile.TemporaryDirectory() as folder:
         run = a_run(Path(folder))
         one, eight = (Predictor(run / "best.pt", tta=views, workers=-1) for views in (1, 8))
-        times = in_turn({"1": lambda: one.probs(paths), "8": lambda: eight.probs(paths), "theirs": ttach_way(one.models[0], paths)},
+        times = in_turn({"1": lambda: one.probs(paths), "8": lambda: eight.probs(paths), "theirs": ttach_way(run, one.models[0], paths)},
                         options.repeat)
     yield row("views: ours, 8 / 1", times["8"], times["1"], "<= 8")
     yield row("views: ttach's 8 / ours 8", times["theirs"], times["8"], ">= 1.0")

@@ -13,6 +13,7 @@ from conftest import ROOT, save_random_model
 
 import checkpoint
 import predict
+import trained
 from answers import left_out
 from checkpoint import CheckpointError, WriteError
 from predict import Options, Predictor
@@ -44,6 +45,17 @@ def test_a_notebook_gets_names_and_probabilities(run, photo):
     assert len(answer) == 9
     with pytest.raises(ValueError, match=r"none.jpg: cannot be opened"):
         Predictor(run / "best.pt")("none.jpg")
+
+
+def test_a_checkpoint_answers_with_batchnorm_folded_and_as_it_was_scored(run, monkeypatch):
+    found, fold = [], trained.fold_batchnorm
+    monkeypatch.setattr(trained, "fold_batchnorm", lambda model, image: found.append(fold(model, image)))
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        ours = Predictor(run / "best.pt").models[0].model.judge(images)
+        plain = trained.load_model(run / "best.pt")[0].judge(images)
+    torch.testing.assert_close(ours, plain)
+    assert found == [13]
 
 
 def test_a_folder_of_class_folders_is_scored_and_written(run, drawn, tmp_path, capsys):
