@@ -76,10 +76,13 @@ def unused(data: Path, table: pd.DataFrame) -> str:
     """What a look through the folder `data` finds beside the table made of it; "" if nothing, or where a CSV says which photos count."""
     if not data.is_dir() or (data / "photos.csv").is_file():
         return ""
-    found = [Path(folder, name) for folder, inner, names in os.walk(data) for name in names
-             if not any(part.startswith(".") for part in Path(folder).relative_to(data).parts) and is_photo(Path(name))]
-    others = sorted({*map(os.path.abspath, found)} - {*table.path})
-    return f"not used, as they lie in no class folder: {len(others)} photos, e.g. {shown(others[0])}" if others else ""
+    found = [os.path.abspath(Path(folder, name)) for folder, _, names in os.walk(data) for name in names
+             if not any(part.startswith(".") for part in Path(folder, name).relative_to(data).parts)]
+    used, folders = {*table.path}, {os.path.dirname(path) for path in table.path}
+    outside = [path for path in found if is_photo(Path(path)) and path not in used]
+    others = [path for path in found if not is_photo(Path(path)) and os.path.dirname(path) in folders]
+    reasons = {"they lie in no class folder: {} photos": outside, "their names end as no photo's: {} files": others}
+    return "\n".join(f"not used, as {why.format(len(paths))}, e.g. {shown(min(paths))}" for why, paths in reasons.items() if paths)
 
 
 def file_sizes(paths: Sequence[str]) -> list[int]:

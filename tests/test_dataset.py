@@ -168,7 +168,7 @@ def test_photos_that_were_meant_to_judge_are_not_passed_over(tmp_path, sides, me
         load_table(tmp_path)
 
 
-def test_photos_that_no_class_folder_holds_are_told(tmp_path):
+def test_photos_that_no_class_folder_holds_and_files_of_other_kinds_are_told(tmp_path):
     make_photos(tmp_path / "train", {"a": 1, "b": 1, ".thumbnails": 1})
     assert unused(tmp_path, load_table(tmp_path)) == ""
     make_photos(tmp_path / "train" / "a", {"2021": 2})
@@ -178,6 +178,10 @@ def test_photos_that_no_class_folder_holds_are_told(tmp_path):
     table = load_table(tmp_path)
     first = sorted(map(str, [tmp_path / "test" / "1.jpg", *(tmp_path / "train" / "a" / "2021").iterdir()]))[0]
     assert unused(tmp_path, table) == f"not used, as they lie in no class folder: 3 photos, e.g. {first}"
+    for name in ("raw.dng", "no suffix", ".DS_Store"):
+        (tmp_path / "train" / "b" / name).touch()
+    assert unused(tmp_path, table).splitlines()[1:] == [
+        f"not used, as their names end as no photo's: 2 files, e.g. {tmp_path / 'train' / 'b' / 'no suffix'}"]
     (tmp_path / "photos.csv").write_text("image,label\ntrain/a/0.jpg,a\ntrain/b/0.jpg,b\n")
     assert unused(tmp_path, load_table(tmp_path)) == unused(tmp_path / "photos.csv", table) == ""
 
