@@ -15,7 +15,7 @@ from text import is_name
 from trust import DANGERS
 
 FORMAT = 1
-NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "head", "weights"}
+NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "weights"}
 # All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
 MOST_DIRECTIONS = 256  # as config.py allows: the head sees the square of them
@@ -134,7 +134,8 @@ def load(path: Path) -> dict:
     except Exception as error:  # torch raises a dozen kinds here; all mean the same to a user
         raise CheckpointError(f"{path}: not a checkpoint of this program, or a broken one. Use best.pt or last.pt of a run.") from error
     if isinstance(checkpoint, dict):
-        for name, before in (("covariance", 0), ("refit", {})):  # a run of before there was any
+        cosine = 30.0 if checkpoint.get("head") == "cosine" else 0.0
+        for name, before in (("covariance", 0), ("refit", {}), ("cosine", cosine)):  # a run of before there was any
             checkpoint.setdefault(name, before)
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
     if missing:
@@ -178,8 +179,8 @@ def _broken(checkpoint: dict, size: int) -> str:
     for name in ("model", "kept"):
         if not (isinstance(checkpoint.get(name, ""), str) and is_name(checkpoint.get(name, ""))):
             return f"{name} is not a name"
-    if checkpoint["head"] not in ("linear", "cosine"):
-        return "head is of no kind that there is"
+    if not (isinstance(checkpoint["cosine"], (int, float)) and 0 <= checkpoint["cosine"] <= 1000):
+        return "cosine is not the scale of a head"
     if not (type(checkpoint["covariance"]) is int and 0 <= checkpoint["covariance"] <= MOST_DIRECTIONS):
         return "covariance is not a number of directions"
     if not (isinstance(weights, dict) and all(isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items())):

@@ -53,7 +53,8 @@ class Config:
     smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
     balance: Literal["none", "weights", "logits"] = "logits"  # classes of unequal size: as they are, by weight, or as if all were as likely
     focal: float = 0.0  # exponent of the focal loss; 0 = off
-    arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.2 to 0.5); 0 = off, a linear head
+    arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.1 to 0.5); 0 = off, a linear head
+    arcface_scale: float = 64.0  # what that head's cosines are multiplied by; 30 was worse, 15 far worse (docs/EXPERIMENTS.md)
 
     # --- against overfitting ---
     augment: float = 0.5  # probability that a photo is turned, or its light changed; noise, erasing in proportion; 0 = crop, mirror alone
@@ -105,6 +106,7 @@ class Config:
             ("smoothing", 0 <= self.smoothing < 1, "it is a share of the target: use 0 (off) to 0.2"),
             ("focal", self.focal >= 0, "use 0 (off) to 5; the paper's is 2"),
             ("arcface", 0 <= self.arcface < 1.57, "it is an angle in radians: use 0 (off) to 0.5"),
+            ("arcface_scale", 1 <= self.arcface_scale <= 1000, "it makes logits of cosines: use 30 to 120"),
             ("augment", 0 <= self.augment <= 1, "it is a probability: use 0 (crop and mirror alone) to 1"),
             ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
             ("mixup_end", 0 < self.mixup_end <= 1, "it is a share of the epochs: use 1 (all), less, or --mixup 0 for none"),
@@ -122,6 +124,11 @@ class Config:
     def batchnorm_kept(self) -> bool:
         """Random weights have no statistics to keep."""
         return self.keep_batchnorm and self.weights != "none"
+
+    @property
+    def cosine(self) -> float:
+        """The scale of the cosine head that ArcFace's margin needs; 0 = a linear head."""
+        return self.arcface_scale if self.arcface else 0.0
 
     @property
     def directions(self) -> int:

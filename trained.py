@@ -59,7 +59,7 @@ def load_model(path: Path) -> tuple[Classifier, dict]:
 
 def network(path: Path, saved: dict) -> Classifier:
     """The network as it was scored, of a checkpoint that is loaded. Raises CheckpointError."""
-    asked = saved["model"], len(saved["classes"]), "none", saved["head"], saved["covariance"]
+    asked = saved["model"], len(saved["classes"]), "none", saved["cosine"], saved["covariance"]
     with torch.device("meta"):  # of no memory: a small file may name a network of 17 GB
         outline = build_model(*asked)
     if shapes(outline.state_dict()) != shapes(saved["weights"]):

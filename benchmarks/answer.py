@@ -24,7 +24,7 @@ def a_run(folder: Path, model: str = MODEL, size: int = 224, weights: str = "aut
     for weight in (network.head.weight, *(stage.W for stage in network.covariances)):
         torch.nn.init.normal_(weight, std=0.1)  # answers that differ
     checkpoint.save(folder / "best.pt", {
-        "model": model, "head": "linear", "covariance": Config.covariance, "classes": list("ABCDEFGHI"), "image_size": size,
+        "model": model, "cosine": 0.0, "covariance": Config.covariance, "classes": list("ABCDEFGHI"), "image_size": size,
         "crop": input_size(model)[1], "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": Config().to_dict(),
         "weights": network.state_dict()})
     export(folder)

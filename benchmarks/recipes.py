@@ -23,7 +23,6 @@ import main
 import record
 from config import Config
 from loss import Loss
-from model import CosineHead
 from sam import SAM
 
 
@@ -54,7 +53,7 @@ class NormSAM(SAM):
         super().ascend()
 
 
-WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = the class that wraps SGD, "scale" = CosineHead's
+WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = the class that wraps SGD
     "the defaults": {},
     "plain SGD": {"rho": 0.0},
     "plain SGD, twice the epochs": {"rho": 0.0, "epochs": 10},  # about as long as SAM on every step
@@ -68,9 +67,9 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "ArcFace 0.3": {"arcface": 0.3},
     "ArcFace 0.3, no mixup": {"arcface": 0.3, "mixup": 0.0},
     "ArcFace 0.1": {"arcface": 0.1},
-    "ArcFace 0.1, scale 15": {"arcface": 0.1, "scale": 15.0},
-    "ArcFace 0.1, scale 60": {"arcface": 0.1, "scale": 60.0},
-    "ArcFace 0.3, scale 60": {"arcface": 0.3, "scale": 60.0},
+    "ArcFace 0.1, scale 15": {"arcface": 0.1, "arcface_scale": 15.0},
+    "ArcFace 0.1, scale 30": {"arcface": 0.1, "arcface_scale": 30.0},
+    "ArcFace 0.3, scale 30": {"arcface": 0.3, "arcface_scale": 30.0},
     "one-cycle (warm-up 0.3)": {"warmup": 0.3},
     "no moving average": {"ema": 0.0},
     "the best epoch, no way back": {"wise": False},
@@ -101,7 +100,7 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
 }
 TOGETHER = {"lite0, lite1 and lite2 averaged": ("the defaults", "lite1", "lite2")}  # their probabilities
 TABLE = "| what | accuracy | log loss | balanced accuracy | accuracy: more than the defaults | log loss | seconds |\n" + "| --- " * 7 + "|"
-FIT, SCALE = fitting.fit_heads, CosineHead.SCALE
+FIT = fitting.fit_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +140,7 @@ def train(job: tuple[Options, Path, str, int]) -> None:
         return
     torch.set_num_threads(1)
     knobs = dict(WAYS[way])
-    main.SAM, CosineHead.SCALE = knobs.pop("sam", SAM), knobs.pop("scale", SCALE)
+    main.SAM = knobs.pop("sam", SAM)
     record.EXPERIMENTS = options.out / "experiments.csv"
     config = Config(data=table, model="tf_efficientnet_lite0", image_size=options.size, epochs=options.epochs, batch=32, fold=fold,
                     refit=False, workers=0, cache=1, quiet=True, out=Path(tempfile.mkdtemp(dir=options.out)))

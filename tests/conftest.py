@@ -38,7 +38,7 @@ def save_random_model(path: Path, classes: list[str], notes: dict, name: str = S
         torch.nn.init.normal_(stage.W)
     torch.nn.init.normal_(model.head.weight, std=30.0)
     checkpoint.save(path, {
-        "model": name, "head": "linear", "covariance": covariance, "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7,
+        "model": name, "cosine": 0.0, "covariance": covariance, "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7,
         "known_limit": 0.4, "notes": notes, "config": Config().to_dict(), "weights": model.state_dict()})
 
 

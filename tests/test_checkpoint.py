@@ -14,7 +14,7 @@ from checkpoint import CheckpointError, WriteError, load, read_archive, save
 from tools.bad_input import Call
 
 WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
-         "config": {}, "head": "linear", "covariance": 0, "refit": {}, "weights": {"w": torch.ones(3)}}
+         "config": {}, "cosine": 0.0, "covariance": 0, "refit": {}, "weights": {"w": torch.ones(3)}}
 
 
 def test_what_was_saved_loads(tmp_path):
@@ -25,10 +25,12 @@ def test_what_was_saved_loads(tmp_path):
     assert os.listdir(tmp_path) == ["best.pt"]
 
 
-def test_a_run_of_before_there_were_covariances_or_a_refit_has_none(tmp_path):
-    save(tmp_path / "best.pt", {name: value for name, value in WHOLE.items() if name not in ("covariance", "refit")})
+def test_what_a_run_of_before_lacks_is_as_it_was(tmp_path):
+    save(tmp_path / "best.pt", {name: value for name, value in WHOLE.items() if name not in ("covariance", "refit", "cosine")})
     old = load(tmp_path / "best.pt")
-    assert (old["covariance"], old["refit"]) == (0, {})
+    assert (old["covariance"], old["refit"], old["cosine"]) == (0, {}, 0)
+    save(tmp_path / "best.pt", {name: value for name, value in WHOLE.items() if name != "cosine"} | {"head": "cosine"})
+    assert load(tmp_path / "best.pt")["cosine"] == 30
 
 
 def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from predict import Options
 def saved(path, model: str, size: int):
     torch.manual_seed(0)
     weights = build_model(model, 3, "none").state_dict()
-    checkpoint.save(path, {"model": model, "head": "linear", "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0,
+    checkpoint.save(path, {"model": model, "cosine": 0.0, "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0,
                            "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": {}, "weights": weights})
     return path
 

@@ -687,6 +687,14 @@ def test_the_pretrained_backbone_learns_the_drawn_genera(drawn, tmp_path, monkey
     assert checkpoint.load(run / "best.pt")["kept"] != "the head alone"  # training improves on it
 
 
+def test_a_model_with_arcface_answers_as_it_was_scored(small_config):
+    run = main.train(dataclasses.replace(small_config, epochs=1, arcface=0.2, arcface_scale=20.0, refit=False))
+    table, scored, _ = record.read_answers(run / "val.csv")
+    predictor = Predictor(run)
+    assert predictor.models[0].model.head.scale == 20
+    np.testing.assert_allclose(predictor.probs(table.image)[0], scored, atol=1e-4)
+
+
 def test_frozen_layers_end_as_they_were_pretrained(small_config, tmp_path):
     before = timm.create_model(SMALL, num_classes=0).state_dict()
     torch.save(before, tmp_path / "backbone.pth")
@@ -884,10 +892,11 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     monkeypatch.setattr(main.engine, "train_one_epoch", reached)
     with pytest.raises(Reached):
         main.train(dataclasses.replace(
-            small_config, weight_decay=0.01, layer_decay=0.7, head_lr=0.5, smoothing=0.1, focal=2.0, balance="weights", arcface=0.3,
-            schedule="step", warmup=0.25, progressive=0.6, train_share=0.8, augment=0.3, ema=0.5, deterministic=True, mixup=0.4, clip=3.0))
+            small_config, weight_decay=0.01, layer_decay=0.7, head_lr=0.5, smoothing=0.1, focal=2.0, balance="weights",
+            arcface=0.3, arcface_scale=50.0, schedule="step", warmup=0.25, progressive=0.6, train_share=0.8, augment=0.3, ema=0.5,
+            deterministic=True, mixup=0.4, clip=3.0))
     assert seen["parameter_groups"][1:] == (0.01, 0.7, 0.5)
-    assert seen["Loss"][1:] == (0.1, 2.0, "weights", 0.3, 30.0)
+    assert seen["Loss"][1:] == (0.1, 2.0, "weights", 0.3, 50.0)
     assert (seen["make_schedule"][0], seen["make_schedule"][3]) == ("step", 0.25)
     assert seen["make_ema"][1] == 0.5
     assert seen["make_sizes"][:2] == (0.6, 0.8)

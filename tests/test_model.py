@@ -182,7 +182,7 @@ def test_frozen_layers_are_the_first_and_the_others_learn():
 
 
 def test_a_cosine_head_gives_scaled_cosines():
-    head = CosineHead(2, 2)
+    head = CosineHead(2, 2, 30.0)
     with torch.no_grad():
         head.weight.copy_(torch.tensor([[3.0, 0.0], [1.0, 1.0]]))
     assert head(torch.tensor([[0.0, 7.0]])).tolist()[0] == pytest.approx([0.0, 30 / 2**0.5])

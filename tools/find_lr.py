@@ -24,7 +24,7 @@ from dataset import Batches, Photos, load_table, make_loader
 from device import keep_memory, make_accelerator
 from folding import fold_batchnorm
 from loss import Loss
-from model import CosineHead, build_model, freeze, input_size, parameter_groups
+from model import build_model, freeze, input_size, parameter_groups
 from prepare import check_size, cut, examined
 from sam import SAM
 from text import as_program
@@ -60,7 +60,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
         return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed, epochs), config.workers)
 
     torch.manual_seed(config.seed)
-    model = build_model(config.model, len(classes), config.weights, "cosine" if config.arcface else "linear", config.directions)
+    model = build_model(config.model, len(classes), config.weights, config.cosine, config.directions)
     check_size(model, size)
     freeze(model, config.freeze)
     if config.batchnorm_kept:
@@ -68,7 +68,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
     sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
     counts = labels.bincount(minlength=len(classes))
-    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, CosineHead.SCALE).to(accelerator.device)
+    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, config.cosine).to(accelerator.device)
     model, sgd = accelerator.prepare(model, sgd)
     optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
     if config.head_first:

@@ -102,7 +102,7 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
     """
     record.check_finished(run, "val.csv", "photos.csv")
     model, saved = load_model(run / "best.pt")
-    out, timm_reads = run / "model", saved["head"] == "linear" and not saved["covariance"]
+    out, timm_reads = run / "model", not saved["cosine"] and not saved["covariance"]
     out.mkdir(exist_ok=True)
     if timm_reads:
         save_for_hf(as_timm(model, saved), out, {"label_names": saved["classes"]}, safe_serialization=True)

@@ -45,7 +45,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     keep_apart(out, *checkpoints)
     saved = [checkpoint.load(path) for path in checkpoints]
     for path, other in zip(checkpoints, saved, strict=True):
-        for what in ("model", "head", "covariance", "classes", "image_size", "crop"):
+        for what in ("model", "cosine", "covariance", "classes", "image_size", "crop"):
             if other[what] != saved[0][what]:
                 raise CheckpointError(f"{path}: has another {what} than {checkpoints[0]}. Average models that differ in weights alone.")
         if shapes(other["weights"]) != shapes(saved[0]["weights"]):
