@@ -69,6 +69,7 @@ WAYS: dict[str, dict] = {  # name: knobs that differ from the defaults; "sam" = 
     "ArcFace 0.1": {"arcface": 0.1},
     "ArcFace 0.1, scale 15": {"arcface": 0.1, "arcface_scale": 15.0},
     "ArcFace 0.1, scale 30": {"arcface": 0.1, "arcface_scale": 30.0},
+    "ArcFace 0.1, scale 120": {"arcface": 0.1, "arcface_scale": 120.0},
     "ArcFace 0.3, scale 30": {"arcface": 0.3, "arcface_scale": 30.0},
     "one-cycle (warm-up 0.3)": {"warmup": 0.3},
     "no moving average": {"ema": 0.0},
