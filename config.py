@@ -54,7 +54,7 @@ class Config:
     balance: Literal["none", "weights", "logits"] = "logits"  # classes of unequal size: as they are, by weight, or as if all were as likely
     focal: float = 0.0  # exponent of the focal loss; 0 = off
     arcface: float = 0.0  # ArcFace's margin in radians, with a cosine head (0.1 to 0.5); 0 = off, a linear head
-    arcface_scale: float = 64.0  # what that head's cosines are multiplied by; 30 was worse, 15 far worse (docs/EXPERIMENTS.md)
+    arcface_scale: float = 64.0  # what that head's cosines are multiplied by; at 30 it was worse (docs/EXPERIMENTS.md)
 
     # --- against overfitting ---
     augment: float = 0.5  # probability that a photo is turned, or its light changed; noise, erasing in proportion; 0 = crop, mirror alone
