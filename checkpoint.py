@@ -40,7 +40,7 @@ def save(path: Path, checkpoint: dict) -> None:
 def keep_apart(out: Path, *read: Path | str) -> None:
     """Raises WriteError if `out` is one of the files that are read."""
     if os.path.realpath(out) in map(os.path.realpath, read):
-        raise WriteError(f"{out}: is what is asked about, and would be lost. Name another file.")
+        raise WriteError(f"{out}: is one of the files that are read, and would be lost. Name another file.")
 
 
 def picture_beside(out: Path, *read: Path | str) -> Path:

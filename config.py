@@ -141,10 +141,12 @@ class Config:
 
     @staticmethod
     def from_dict(values: dict) -> Config:
-        """The inverse of to_dict; a knob that this version no longer has is an error, not ignored."""
+        """The inverse of to_dict. A knob that this version no longer has is an error, not ignored; one that an older run had not is as it
+        was then."""
+        before = {"covariance": 0} | ({"arcface_scale": 30.0} if values.get("arcface") else {})  # the others were off, as by default
         paths = {k: Path(values[k]) for k in ("data", "out", "resume") if values.get(k) is not None}
         try:
-            return Config(**{**values, **paths})
+            return Config(**{**before, **values, **paths})
         except TypeError as error:
             raise ConfigError(f"the run was made by another version of this program ({error})") from error
 

@@ -78,9 +78,12 @@ def unused(data: Path, table: pd.DataFrame) -> str:
         return ""
     found = [os.path.abspath(Path(folder, name)) for folder, _, names in os.walk(data) for name in names
              if not any(part.startswith(".") for part in Path(folder, name).relative_to(data).parts)]
-    used, folders = {*table.path}, {os.path.dirname(path) for path in table.path}
+    used = {*table.path}
     outside = [path for path in found if is_photo(Path(path)) and path not in used]
-    others = [path for path in found if not is_photo(Path(path)) and os.path.dirname(path) in folders]
+    above = [data / side for side in SIDES if (data / side).is_dir()] if table.side.any() else [data]
+    folders = [folder for place in above for folder in place.iterdir() if folder.is_dir() and folder.name[0] not in "._"]  # __pycache__
+    others = [os.path.abspath(file) for folder in folders for file in folder.iterdir()
+              if file.is_file() and file.name[0] != "." and not is_photo(file)]
     reasons = {"they lie in no class folder: {} photos": outside, "their names end as no photo's: {} files": others}
     return "\n".join(f"not used, as {why.format(len(paths))}, e.g. {shown(min(paths))}" for why, paths in reasons.items() if paths)
 

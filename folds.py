@@ -12,7 +12,7 @@ import dataset
 import engine
 import metrics
 import record
-from config import Config
+from config import Config, ConfigError
 from device import make_accelerator
 from prepare import check_folds, photos_of
 
@@ -23,6 +23,8 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     train: as main.train. Returns the folder of all.
     The same command with the same --out goes on where it was stopped.
     """
+    if config.resume:
+        raise ConfigError("--resume goes on with one run. All folds go on by the command that began them, with --out of their folder.")
     accelerator, _ = make_accelerator()
     table = engine.from_main(lambda: dataset.load_table(config.data), accelerator)
     if (table.side == "val").any():

@@ -32,11 +32,11 @@ from judging import Judge
 from loss import Loss
 from model import ModelError, build_model, freeze, input_size, parameter_groups
 from photos import SIDES, read_photo
-from prepare import announce_time, check_size, draw_a_batch, look_again, look_at_photos, rehearse
+from prepare import announce_time, check_sizes, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
 from run import Run, last_of, resumed
 from sam import SAM
-from schedule import make_schedule, make_sizes
+from schedule import make_schedule, make_sizes, training_sizes
 from text import sentence, spell_out
 from transforms import RandomViews
 from views import FixedViews
@@ -96,7 +96,7 @@ def train(config: Config) -> Path:
     torch.manual_seed(config.seed)
     weights = "none" if saved else config.weights
     model = build_model(config.model, len(classes), weights, config.cosine, config.directions).to(accelerator.device)
-    check_size(model, size)
+    check_sizes(model, size, training_sizes(size, config.progressive, config.train_share))
     freeze(model, config.freeze)
     if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
@@ -127,7 +127,7 @@ def train(config: Config) -> Path:
         draw_a_batch(folder, train_loader, labels["train"], classes, config)
     if config.dry_run:
         say(rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator, config,
-                     num_classes=len(classes), steps=steps))
+                     num_classes=len(classes), steps=steps, shown=shown))
         say(f"a dry run: nothing is trained or saved; what the model would be shown is in {folder / 'batch.png'}")
         return folder
     run.start_clock()
@@ -148,7 +148,7 @@ def train(config: Config) -> Path:
         train_loader.batch_sampler.start = progress["epoch"] * epoch_steps + progress["step"]
         batches = iter(train_loader)  # one for all epochs: workers read on while an epoch is judged
         while progress["epoch"] < config.epochs and not stop():
-            alpha = config.mixup if progress["epoch"] < round(config.mixup_end * config.epochs) else 0.0
+            alpha = config.mixup if progress["epoch"] < max(1, round(config.mixup_end * config.epochs)) else 0.0
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
                 engine.train_one_epoch(
                     model, train_loader, batches, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,

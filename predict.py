@@ -108,9 +108,9 @@ def main(options: Options) -> int:
         if not file.parent.is_dir():  # said before all photos are asked
             raise WriteError(f"{file}: there is no folder {file.parent}. Make it first, or name another file.")
     paths, labels = find_photos(options.photos)
-    for file in filter(None, (options.csv, options.explain)):
-        keep_apart(file, *options.photos, *paths)
     models = options.checkpoint or (newest_checkpoint(),)
+    for file in filter(None, (options.csv, options.explain)):
+        keep_apart(file, *options.photos, *paths, *(model for place in models for model in models_of(place)))
     if not options.checkpoint and not options.quiet:
         print(f"model: {models[0]}", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from device import memory_ran_out, to_device
 from mixup import mixup
 from model import Classifier, ModelError
 from sam import SAM, frozen_batchnorm
+from schedule import side_at
 from split import describe, find_trouble, split
 from text import shown
 
@@ -81,16 +82,20 @@ def check_folds(table: pd.DataFrame, config: Config) -> None:
 
 
 @torch.no_grad()
-def check_size(model: Classifier, size: int) -> None:
-    """One forward pass. Raises ModelError where the backbone cannot take photos of size x size pixels, as some want a multiple of 32."""
-    try:
-        model.eval()(torch.zeros(1, 3, size, size, device=model.mean.device))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        if isinstance(error, RuntimeError) and memory_ran_out(error):
-            raise
-        reason, near = (str(error) or type(error).__name__).splitlines()[0], max(1, round(size / 32)) * 32
-        remedy = f"Try {near}, or 0 for its own size." if near != size else "Take 0, its own size, or another backbone."
-        raise ModelError(f"--image-size {size}: this backbone cannot take it ({reason}). {remedy}") from error
+def check_sizes(model: Classifier, size: int, smaller: Sequence[int] = ()) -> None:
+    """A forward pass of each. Raises ModelError where the backbone cannot take photos of size x size pixels, as some want a multiple of 32,
+    or of those smaller sizes that it is to be trained at."""
+    for side in (size, *smaller):
+        try:
+            model.eval()(torch.zeros(1, 3, side, side, device=model.mean.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if isinstance(error, RuntimeError) and memory_ran_out(error):
+                raise
+            reason, near = (str(error) or type(error).__name__).splitlines()[0], max(1, round(side / 32)) * 32
+            remedy = f"Try {near}, or 0 for its own size." if near != side else "Take 0, its own size, or another backbone."
+            if side != size:
+                remedy = f"It would be shown {side} x {side} in training: leave --progressive and --train-share at 1."
+            raise ModelError(f"--image-size {size}: this backbone cannot take it ({reason}). {remedy}") from error
 
 
 def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str], config: Config) -> None:
@@ -106,7 +111,7 @@ def draw_a_batch(folder: Path, loader, labels: torch.Tensor, classes: list[str],
 
 def announce_time(model, size: int, photos: int, config: Config, accelerator: Accelerator, say) -> None:
     """A CPU may need days for what a GPU does in an hour: better to know before."""
-    size = round(config.train_share * size)
+    size = side_at(size, config.train_share)
     passes = 1 + (config.rho > 0) * (1 - config.sam_start) / config.sam_every
     seconds = photos / accelerator.num_processes * seconds_a_photo(model, size, passes, accelerator, config.batchnorm_kept)
     advice = "" if seconds < 3600 else "; on a GPU, or with --model tf_efficientnet_lite0 --image-size 224, it is minutes"
@@ -126,10 +131,11 @@ def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, k
 
 
 def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
-             accelerator: Accelerator, config: Config, *, num_classes: int, steps: int) -> str:
+             accelerator: Accelerator, config: Config, *, num_classes: int, steps: int, shown: Callable) -> str:
     """One batch of training and one of validation through everything; what they were, took and held, in words.
 
-    The step is the dearest that there will be: with SAM's second pass, where it comes at all within `steps`.
+    The step is the dearest that there will be: at the last size (shown: see schedule.make_sizes), with SAM's second pass, where it comes at
+    all within `steps`.
     """
     lines, began = [], time.perf_counter()
 
@@ -146,7 +152,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
 
     images, index = batch_of(train_loader)
     tell("photos read and augmented", images)
-    images, own = to_device(images.flatten(0, -4), accelerator), labels[index].to(accelerator.device)
+    images, own = shown(to_device(images.flatten(0, -4), accelerator), steps), labels[index].to(accelerator.device)
     mixed, targets = mixup(images, own, num_classes, config.mixup, engine.step_rng(0, 0, 0))
     tell("mixed; targets below", mixed)
     tell("", targets)

@@ -14,6 +14,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from checkpoint import WriteError, atomic_file
+from config import Config
 from text import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
@@ -86,8 +87,8 @@ def write_settings(folder: Path, config: dict, device: str, precision: str) -> N
 def check_settings(folder: Path, config: dict) -> None:
     """Raises RunError if `folder` holds a run of other settings than `config`, but for the place of its photos, which may have moved."""
     if (folder / "config.json").exists():
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]
-        other = sorted(k for k in config if found.get(k) != config[k] and k not in (*NO_RESULT, "data"))
+        found = Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]).to_dict()
+        other = sorted(k for k in config if found[k] != config[k] and k not in (*NO_RESULT, "data"))
         if other:
             raise RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another --out.")
 

@@ -36,6 +36,8 @@ def write_report(folder: Path, data: Path | None = None) -> Path:
     (val, probs, labels), photos = record.read_answers(folder / "val.csv"), record.read_table(folder / "photos.csv")
     classes = val.columns[2:].tolist()
     if data:
+        if not data.exists():
+            raise record.RunError(f"--data {data}: no such folder. Give the one that the photos are in now.")
         photos, found = photos_of(folder, data)
         val["image"] = val.image.map(dict(zip(photos.path, found.path, strict=True)))
     if not any(os.path.isfile(photo) for photo in val.image):

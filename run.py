@@ -103,9 +103,11 @@ def resumed(config: Config, saved: dict) -> Config:
     if others:
         flags = ", ".join("--" + knob.replace("_", "-") for knob in others)
         raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
+    if "data" in given and not config.data.exists():
+        raise ConfigError(f"--data {config.data}: no such folder or CSV. Give the place where the run's photos are now.")
     record.check_folder(config.resume)
     try:
-        own = Config.from_dict({"covariance": saved["covariance"], **saved["config"]})
+        own = Config.from_dict(saved["config"])
         finished = saved["progress"]["epoch"] >= own.epochs
     except (AttributeError, KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error

@@ -26,20 +26,27 @@ def make_schedule(kind: str, optimizer: torch.optim.Optimizer, steps: int, warmu
     return CosineLRScheduler(optimizer, max(1, -(-rest // cycles)), cycle_limit=cycles, cycle_decay=0.5, **common).step_update
 
 
+def side_at(size: int, share: float) -> int:
+    """Pixels of a side at `share` of size: a multiple of 32, as backbones halve a photo five times, at least SMALLEST, at most size."""
+    return min(size, max(SMALLEST, round(share * size / 32) * 32)) if share < 1 else size
+
+
+def training_sizes(size: int, begin: float, end: float) -> list[int]:
+    """All that make_sizes will show photos of that size at."""
+    return sorted({*range(side_at(size, min(begin, end)), side_at(size, end), 32), side_at(size, end)})
+
+
 def make_sizes(begin: float, end: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
     """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S to `end` of S, which the last third of training sees.
 
     Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
     arXiv 2104.00298). What is cut at random to train on looks larger than what is asked, which an `end` below 1 makes good (FixRes; Touvron
-    et al. 2019, arXiv 1906.06423). Multiples of 32 pixels, as backbones halve a photo five times, and never below SMALLEST. Resized on the
-    device, so that the loader's work, and what each photo draws, stay as they are.
+    et al. 2019, arXiv 1906.06423). Resized on the device, so that the loader's work, and what each photo draws, stay as they are.
     """
     begin = min(begin, end)
 
     def shown(images: torch.Tensor, step: int) -> torch.Tensor:
-        size = images.shape[-1]
-        share = min(end, begin + (end - begin) * step / max(1, 2 / 3 * steps))
-        side = max(SMALLEST, round(share * size / 32) * 32)
-        return F.interpolate(images.float(), side, mode="bilinear", antialias=True) if share < 1 and side < size else images
+        side = side_at(images.shape[-1], min(end, begin + (end - begin) * step / max(1, 2 / 3 * steps)))
+        return F.interpolate(images.float(), side, mode="bilinear", antialias=True) if side < images.shape[-1] else images
 
     return shown

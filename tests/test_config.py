@@ -52,6 +52,13 @@ def test_config_survives_the_way_through_a_checkpoint(tmp_path):
     assert Config.from_dict(config.to_dict()) == config
 
 
+@pytest.mark.parametrize(("knob", "arcface", "then"), [("covariance", 0.0, 0), ("arcface_scale", 0.3, 30.0), ("arcface_scale", 0.0, 64.0)])
+def test_a_knob_that_an_older_run_had_not_is_as_it_was(knob, arcface, then):
+    values = Config(arcface=arcface).to_dict()
+    del values[knob]
+    assert getattr(Config.from_dict(values), knob) == then
+
+
 def test_a_knob_of_another_version_is_an_error():
     with pytest.raises(ConfigError, match="another version"):
         Config.from_dict(Config().to_dict() | {"knob_of_the_future": 1})

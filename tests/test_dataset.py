@@ -182,6 +182,12 @@ def test_photos_that_no_class_folder_holds_and_files_of_other_kinds_are_told(tmp
         (tmp_path / "train" / "b" / name).touch()
     assert unused(tmp_path, table).splitlines()[1:] == [
         f"not used, as their names end as no photo's: 2 files, e.g. {tmp_path / 'train' / 'b' / 'no suffix'}"]
+    elsewhere = tmp_path.parent / f"{tmp_path.name} elsewhere"
+    for folder in (elsewhere, tmp_path / "train" / "all raw", tmp_path / "train" / "__pycache__"):
+        folder.mkdir()
+        (folder / "1.CR2").touch()
+    (tmp_path / "train" / "linked").symlink_to(elsewhere)
+    assert f"4 files, e.g. {tmp_path / 'train' / 'all raw' / '1.CR2'}" in unused(tmp_path, table)
     (tmp_path / "photos.csv").write_text("image,label\ntrain/a/0.jpg,a\ntrain/b/0.jpg,b\n")
     assert unused(tmp_path, load_table(tmp_path)) == unused(tmp_path / "photos.csv", table) == ""
 

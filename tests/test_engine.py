@@ -155,7 +155,7 @@ def test_processes_share_the_time_of_an_epoch(monkeypatch):
     monkeypatch.setattr(prepare, "seconds_a_photo", lambda *_: 6.0)
     said = []
     for processes in (1, 2):
-        prepare.announce_time(None, 200, 100, Config(rho=0.0, train_share=0.8), SimpleNamespace(num_processes=processes), said.append)
+        prepare.announce_time(None, 224, 100, Config(rho=0.0, train_share=0.7), SimpleNamespace(num_processes=processes), said.append)
     assert [text.split(" on this")[0] for text in said] == ["an epoch will take about 10.0 min", "an epoch will take about 5.0 min"]
     assert all(text.endswith("(100 photos of 160 x 160)") for text in said)
 

@@ -367,6 +367,10 @@ def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
     monkeypatch.chdir(run.parents[1])  # where its record of experiments is
     with pytest.raises(ConfigError, match="drop --lr"):
         main.train(Config(resume=run, lr=0.5))
+    with pytest.raises(ConfigError, match="--data typo: no such folder or CSV"):
+        main.train(Config(resume=run, data=Path("typo")))
+    with pytest.raises(ConfigError, match="--resume goes on with one run. All folds go on by the command that began them"):
+        main.train_each_fold(Config(resume=run, fold=-1), main.train)
     with pytest.raises(ConfigError, match="has finished its 1 epochs"):
         main.train(Config(resume=run))
 
@@ -405,6 +409,12 @@ def test_a_lock_clears_away_what_a_kill_left_half_written_and_folds_go_on_with_a
     record.check_settings(run, config | {"cache": 2.0})  # changes no result: folds go on with it
     with pytest.raises(RunError, match="another lr"):
         record.check_settings(run, config | {"lr": 0.5})
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())
+    del settings["config"]["mixup_end"]  # a run of before there was that knob
+    (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+    record.check_settings(tmp_path / "run", config)
+    with pytest.raises(RunError, match="another mixup_end"):
+        record.check_settings(tmp_path / "run", config | {"mixup_end": 0.5})
 
 
 def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos_are_told(small_config, drawn, tmp_path, capsys):
@@ -599,8 +609,10 @@ def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, draw
     net = model.build_model(SMALL, 2, "none")
     sgd = accelerator.prepare(torch.optim.SGD(net.parameters(), 0.1))
     labels, loss_of = torch.zeros(1, dtype=torch.int64), main.Loss(torch.ones(2))
-    said = prepare.rehearse(net, loader, loader, labels, loss_of, main.SAM(sgd, 0.05), accelerator, small_config, num_classes=2, steps=1)
+    said = prepare.rehearse(net, loader, loader, labels, loss_of, main.SAM(sgd, 0.05), accelerator, small_config, num_classes=2, steps=1,
+                            shown=lambda images, step: images[..., step:])
     assert re.search(r"answered +\(1, 2\)", said)
+    assert re.search(r"mixed; targets below +\(1, 3, 64, 63\)", said)  # as the last step is shown it
 
 
 @pytest.mark.parametrize(("name", "size", "remedy"), [
@@ -608,6 +620,13 @@ def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, draw
 def test_a_size_that_the_backbone_cannot_take_is_one_sentence(small_config, name, size, remedy):
     config = dataclasses.replace(small_config, model=name, weights="none", head_first=False, image_size=size)
     with pytest.raises(model.ModelError, match=rf"--image-size {size}: this backbone cannot take it \(.+\)\. {remedy}"):
+        main.train(config)
+
+
+def test_a_size_of_the_epochs_that_the_backbone_cannot_take_is_told_before_the_head_is_fitted(small_config, monkeypatch):
+    config = dataclasses.replace(small_config, model="bat_resnext26ts", weights="none", image_size=256, train_share=0.7)
+    monkeypatch.setattr(main.fitting, "start_head", lambda *_: pytest.fail("the head is fitted"))
+    with pytest.raises(model.ModelError, match=r"It would be shown 192 x 192 in training: leave --progressive and --train-share at 1\."):
         main.train(config)
 
 
@@ -868,6 +887,9 @@ def test_the_last_epochs_may_do_without_mixup(small_config, monkeypatch):
     monkeypatch.setattr(main.engine, "train_one_epoch", noted)
     main.train(dataclasses.replace(small_config, epochs=4, mixup=0.4, mixup_end=0.6))  # 2.4 epochs
     assert alphas == [0.4, 0.4, 0.0, 0.0]
+    alphas.clear()
+    main.train(dataclasses.replace(small_config, epochs=2, mixup=0.4, mixup_end=0.2, out=small_config.out / "2"))  # 0.4 epochs
+    assert alphas == [0.4, 0.0]  # none at all is --mixup 0
 
 
 def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):

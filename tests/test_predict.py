@@ -113,9 +113,14 @@ def test_what_is_asked_about_is_never_written_over(run, photo, tmp_path, flag):
     if flag == "csv":
         asked.write_text(f"image,label\n{photo},Amanita\n")
     before = asked.read_bytes()
-    with pytest.raises(WriteError, match="is what is asked about, and would be lost"):
+    with pytest.raises(WriteError, match="is one of the files that are read, and would be lost"):
         predict.main(Options((asked,), checkpoint=(run / "best.pt",), **{flag: asked}))
     assert asked.read_bytes() == before
+    model = Path(shutil.copy(run / "best.pt", tmp_path))
+    before = model.read_bytes()
+    with pytest.raises(WriteError, match="best.pt: is one of the files that are read"):
+        predict.main(Options((photo,), checkpoint=(tmp_path,), **{flag: model}))
+    assert model.read_bytes() == before
 
 
 def test_a_photo_that_a_csv_names_in_vain_is_an_error_row(run, photo, tmp_path, capsys):

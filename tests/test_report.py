@@ -86,6 +86,8 @@ def test_no_run_and_no_photos_are_told(run, tmp_path):
     record.write_table(copy / "val.csv", answers.assign(image="gone/" + answers.image))
     with pytest.raises(record.RunError, match="none of its .* validation photos is where it was .+ --data FOLDER"):
         write_report(copy)
+    with pytest.raises(record.RunError, match="--data .*typo: no such folder"):
+        write_report(copy, tmp_path / "typo")
 
 
 def test_a_report_of_photos_that_have_moved_finds_them_in_the_folder_given(run, drawn, tmp_path):

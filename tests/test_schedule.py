@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from schedule import make_schedule, make_sizes
+from schedule import make_schedule, make_sizes, training_sizes
 
 
 @pytest.mark.parametrize(("kind", "rates"), [
@@ -36,3 +36,11 @@ def test_training_may_end_below_the_size_that_is_asked():
     for begin, sizes in [(1.0, [192, 192, 192, 192]), (0.4, [128, 160, 192, 192])]:
         shown = make_sizes(begin, 0.6, 90)
         assert [shown(images, step).shape[-1] for step in (0, 30, 60, 89)] == sizes
+
+
+@pytest.mark.parametrize(("size", "begin", "end", "sizes"), [
+    (320, 0.4, 0.6, [128, 160, 192]), (320, 1.0, 0.6, [192]), (300, 0.7, 1.0, [224, 256, 288, 300]),
+    (224, 1.0, 1.0, [224]), (128, 0.5, 0.5, [128])])
+def test_the_sizes_of_a_training_are_known_before(size, begin, end, sizes):
+    shown, images = make_sizes(begin, end, 30), torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    assert training_sizes(size, begin, end) == sizes == sorted({shown(images, step).shape[-1] for step in range(31)})

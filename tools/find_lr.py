@@ -25,7 +25,7 @@ from device import keep_memory, make_accelerator
 from folding import fold_batchnorm
 from loss import Loss
 from model import build_model, freeze, input_size, parameter_groups
-from prepare import check_size, cut, examined
+from prepare import check_sizes, cut, examined
 from sam import SAM
 from text import as_program
 from transforms import RandomViews
@@ -61,7 +61,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, config.cosine, config.directions)
-    check_size(model, size)
+    check_sizes(model, size)
     freeze(model, config.freeze)
     if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size))
