@@ -119,6 +119,7 @@ def train(config: Config) -> Path:
     run = Run(folder, learner, ema.module if ema else learner, optimizer, accelerator, about, progress)
     if saved:
         run.restore(saved)
+        say(f"goes on in epoch {min(progress['epoch'] + 1, config.epochs)} of {config.epochs}, photos from {config.data}")
     judge = Judge(run, config, loader_of, val_loader, labels, say)
 
     if accelerator.device.type == "cpu" and config.epochs:

@@ -357,7 +357,9 @@ def test_a_run_goes_on_where_it_and_its_photos_were_moved_to(small_config, drawn
             main.train(Config(resume=Path("work/run")))
     capsys.readouterr()
     run = main.train(Config(resume=Path("work/run"), data=there / "photos" if told else Config.data))
-    assert re.search(r"the photos have moved: \S+here\S+\.jpg is \S+there\S+\.jpg now\n", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert re.search(r"the photos have moved: \S+here\S+\.jpg is \S+there\S+\.jpg now\n", printed)
+    assert re.search(r"goes on in epoch 1 of 1, photos from (\S+there\S)?photos\n", printed)
     assert torch.equal(weights_of(run), weights_of(reference))
     for name, column in {"photos.csv": "path", "val.csv": "image"}.items():
         assert all(Path(path).is_file() for path in record.read_table(run / name)[column])
