@@ -1,4 +1,4 @@
-"""Many answers: photos/s over a folder, decoding included, of the exported model, eager torch as timm has it, the checkpoint, and OpenVINO."""
+"""Many answers: photos/s over a folder, decoding included, of the exported model, of plain eager torch, the checkpoint, and OpenVINO."""
 
 import tempfile
 import threading
