@@ -85,7 +85,7 @@ def check_folds(table: pd.DataFrame, config: Config) -> None:
 def check_sizes(model: Classifier, size: int, smaller: Sequence[int] = ()) -> None:
     """A forward pass of each. Raises ModelError where the backbone cannot take photos of size x size pixels, as some want a multiple of 32,
     or of those smaller sizes that it is to be trained at."""
-    for side in (size, *smaller):
+    for side in dict.fromkeys((size, *smaller)):
         try:
             model.eval()(torch.zeros(1, 3, side, side, device=model.mean.device))
         except (AssertionError, RuntimeError, ValueError) as error:
