@@ -61,16 +61,19 @@ class PhotoCache:
         return photo
 
     def _keep(self, file: Path, photo: np.ndarray) -> None:
-        with self.used.get_lock():
-            if file.exists() or self.used.value + photo.nbytes > self.limit:
-                return
-            self.used.value += photo.nbytes
+        if not self._has_room(file, photo):
+            return
         self.folder.mkdir(exist_ok=True)  # another run that ended may have taken it along
         handle, part = tempfile.mkstemp(dir=self.folder)
         try:
             with open(handle, "wb") as out:
                 np.save(out, photo)
-            os.replace(part, file)  # another worker sees all of it or nothing
-        except OSError:
-            os.unlink(part)
-            raise
+            with self.used.get_lock():
+                if self._has_room(file, photo):  # still: another worker may have kept the same photo, or filled the room
+                    os.replace(part, file)  # another worker sees all of it or nothing
+                    self.used.value += photo.nbytes
+        finally:
+            Path(part).unlink(missing_ok=True)
+
+    def _has_room(self, file: Path, photo: np.ndarray) -> bool:
+        return not file.exists() and self.used.value + photo.nbytes <= self.limit

@@ -50,7 +50,7 @@ def load_table(data: Path) -> pd.DataFrame:
 
 
 def _from_folders(data: Path) -> list[dict]:
-    sides = [side for side in SIDES if (data / side).is_dir()] if (data / "train").is_dir() else []
+    sides = _sides(data)
     rows = [row | {"side": side} for side in sides for row in _class_folders(data / side)] if sides else _class_folders(data)
     for name in ("valid", "validation", "eval") if sides else ("val", "test"):
         if rows and (data / name).is_dir() and _class_folders(data / name):
@@ -63,11 +63,20 @@ def _from_folders(data: Path) -> list[dict]:
     return rows
 
 
+def _sides(data: Path) -> list[str]:
+    """Folders in it that say on which side of the split their photos stand; none where its own folders are the classes."""
+    return [side for side in SIDES if (data / side).is_dir()] if (data / "train").is_dir() else []
+
+
+def _classes(folder: Path) -> list[Path]:
+    """The folders of classes in it: .thumbnails and the like are other programs'."""
+    return [inner for inner in sorted(folder.iterdir()) if inner.is_dir() and inner.name[0] != "." and inner.name != "__pycache__"]
+
+
 def _class_folders(folder: Path) -> list[dict]:
     try:
         return [{"path": str(photo), "label": class_name(cls.name)}
-                for cls in sorted(folder.iterdir()) if cls.is_dir() and cls.name[0] != "."
-                for photo in sorted(cls.iterdir()) if is_photo(photo)]  # .thumbnails and the like are other programs'
+                for cls in _classes(folder) for photo in sorted(cls.iterdir()) if is_photo(photo)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be opened ({error.strerror}). Make it readable, or move it out of {folder}.") from error
 
@@ -78,11 +87,9 @@ def unused(data: Path, table: pd.DataFrame) -> str:
         return ""
     found = [os.path.abspath(Path(folder, name)) for folder, _, names in os.walk(data) for name in names
              if not any(part.startswith(".") for part in Path(folder, name).relative_to(data).parts)]
-    used = {*table.path}
+    used, above = {*table.path}, [data / side for side in _sides(data)] or [data]
     outside = [path for path in found if is_photo(Path(path)) and path not in used]
-    above = [data / side for side in SIDES if (data / side).is_dir()] if table.side.any() else [data]
-    folders = [folder for place in above for folder in place.iterdir() if folder.is_dir() and folder.name[0] not in "._"]  # __pycache__
-    others = [os.path.abspath(file) for folder in folders for file in folder.iterdir()
+    others = [os.path.abspath(file) for folder in above for cls in _classes(folder) for file in cls.iterdir()
               if file.is_file() and file.name[0] != "." and not is_photo(file)]
     reasons = {"they lie in no class folder: {} photos": outside, "their names end as no photo's: {} files": others}
     return "\n".join(f"not used, as {why.format(len(paths))}, e.g. {shown(min(paths))}" for why, paths in reasons.items() if paths)

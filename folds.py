@@ -15,6 +15,7 @@ import record
 from config import Config, ConfigError
 from device import make_accelerator
 from prepare import check_folds, photos_of
+from run import check_settings
 
 
 def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
@@ -40,7 +41,7 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
-        record.check_settings(own.out, own.to_dict())
+        check_settings(own.out, own)
         if not (own.out / "val.csv").exists():
             begun = (own.out / "last.pt").exists()
             try:

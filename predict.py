@@ -108,11 +108,12 @@ def main(options: Options) -> int:
         if not file.parent.is_dir():  # said before all photos are asked
             raise WriteError(f"{file}: there is no folder {file.parent}. Make it first, or name another file.")
     paths, labels = find_photos(options.photos)
-    models = options.checkpoint or (newest_checkpoint(),)
+    places = options.checkpoint or (newest_checkpoint(),)
+    models = [model for place in places for model in models_of(place)]
     for file in filter(None, (options.csv, options.explain)):
-        keep_apart(file, *options.photos, *paths, *(model for place in models for model in models_of(place)))
+        keep_apart(file, *options.photos, *paths, *models)
     if not options.checkpoint and not options.quiet:
-        print(f"model: {models[0]}", file=sys.stderr)
+        print(f"model: {places[0]}", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0
     predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
     for path, model in zip(predictor.paths, predictor.models, strict=True):

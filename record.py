@@ -14,7 +14,6 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from checkpoint import WriteError, atomic_file
-from config import Config
 from text import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
@@ -82,15 +81,6 @@ def write_settings(folder: Path, config: dict, device: str, precision: str) -> N
     settings = {"config": config, "device": device, "precision": precision, "versions": versions}
     with atomic_file(folder / "config.json") as file:
         file.write(json.dumps(settings, indent=2, ensure_ascii=False).encode())
-
-
-def check_settings(folder: Path, config: dict) -> None:
-    """Raises RunError if `folder` holds a run of other settings than `config`, but for the place of its photos, which may have moved."""
-    if (folder / "config.json").exists():
-        found = Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]).to_dict()
-        other = sorted(k for k in config if found[k] != config[k] and k not in (*NO_RESULT, "data"))
-        if other:
-            raise RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another --out.")
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from pathlib import Path
 
@@ -117,3 +118,14 @@ def resumed(config: Config, saved: dict) -> Config:
     workers = config.workers if config.workers >= 0 else own.workers
     data = config.data if "data" in given else own.data
     return dataclasses.replace(own, resume=config.resume, data=data, workers=workers, quiet=config.quiet)
+
+
+def check_settings(folder: Path, config: Config) -> None:
+    """Raises RunError if `folder` holds a run of other settings than `config`, but for the place of its photos, which may have moved."""
+    if (folder / "config.json").exists():
+        found = Config.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["config"]).to_dict()
+        other = sorted(knob for knob, value in config.to_dict().items()
+                       if value != found[knob] and knob not in (*record.NO_RESULT, "data"))
+        if other:
+            raise record.RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another "
+                                  "--out.")

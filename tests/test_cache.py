@@ -52,6 +52,19 @@ def test_what_workers_decoded_no_one_decodes_again(paths, tmp_path, monkeypatch)
     assert again.used.value >= kept.used.value
 
 
+def test_a_photo_that_two_workers_keep_at_once_is_kept_and_counted_once(paths, tmp_path, monkeypatch):
+    kept, save = PhotoCache(tmp_path / "decoded", 10**9), np.save
+
+    def save_while_another_does(out, photo):
+        monkeypatch.setattr(np, "save", save)
+        kept.read(paths[0], 72)
+        save(out, photo)
+
+    monkeypatch.setattr(np, "save", save_while_another_does)
+    photo = kept.read(paths[0], 72)
+    assert (kept.used.value, len(os.listdir(tmp_path / "decoded"))) == (photo.nbytes, 1)
+
+
 def test_the_limit_holds_with_several_workers(paths, tmp_path):
     limit = sum(read_photo(path, 72).nbytes for path in paths) // 2
     kept = PhotoCache(tmp_path / "decoded", limit)

@@ -26,8 +26,8 @@ def test_defaults_are_the_entry_s():
     ("cache", -1.0), ("epochs", -1), ("covariance", -1), ("covariance", MOST_DIRECTIONS + 1),
     ("batch", 1), ("accumulate", 0), ("lr", 0.0), ("lr", float("nan")), ("lr", float("inf")), ("momentum", 1.0), ("weight_decay", -0.1),
     ("warmup", 1.0), ("progressive", 0.1), ("layer_decay", 0.0), ("freeze", 1.5), ("ema", 1.0), ("smoothing", 1.0), ("focal", -1.0),
-    ("arcface", 1.6), ("arcface_scale", 0.0), ("head_lr", -0.1), ("augment", 1.1), ("clip", -1.0), ("mixup", -0.2), ("mixup_end", 0.0),
-    ("rho", -0.05), ("rho", float("nan")), ("train_share", 0.1), ("train_share", 1.1),
+    ("arcface", 1.6), ("arcface_scale", 0.0), ("arcface_scale", 2000.0), ("head_lr", -0.1), ("augment", 1.1), ("clip", -1.0),
+    ("mixup", -0.2), ("mixup_end", 0.0), ("rho", -0.05), ("rho", float("nan")), ("train_share", 0.1), ("train_share", 1.1),
     ("sam_every", 0), ("sam_start", 1.5), ("seed", -1), ("seed", 2**32),
     ("track", "no_such_tracker"), ("schedule", "x"), ("workers", 1000)])
 def test_a_value_that_cannot_work_is_named_with_its_remedy(knob, value):

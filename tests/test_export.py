@@ -15,6 +15,7 @@ from conftest import REAL, ROOT, save_random_model
 
 import predict
 from checkpoint import CheckpointError
+from exported import Exported
 from photos import is_photo
 from predict import Predictor, newest_checkpoint
 from tools import export
@@ -60,11 +61,13 @@ def test_both_kinds_are_averaged_together(run, paths):
     np.testing.assert_allclose(both, Predictor(run / "best.pt").probs(paths)[0], atol=1e-4)
 
 
-def test_threads_change_nothing(run, paths):
-    done = []
-    one, two = (Predictor(run / "best.onnx", workers=w).probs(paths, done.append)[0] for w in (0, 3))
+def test_threads_change_nothing(run, paths, monkeypatch):
+    done, together, answer = [], [], Exported.answer
+    monkeypatch.setattr(Exported, "answer", lambda self, images: together.append(len(images)) or answer(self, images))
+    one, two = (Predictor(run / "best.onnx", tta=5, workers=w).probs(paths, done.append)[0] for w in (0, 3))
     np.testing.assert_allclose(one, two, atol=1e-6)
     assert sum(done) == 2 * len(paths)
+    assert sorted(together) == sorted(len(paths) * [5, 2, 2, 1])  # many photos: two views at a time, what a core's cache holds
 
 
 def test_a_photo_that_cannot_be_read_is_told_as_the_checkpoint_tells_it(run, paths, tmp_path):

@@ -40,7 +40,7 @@ from dataset import DataError
 from predict import Predictor
 from record import RunError
 from report import write_report
-from run import resumed
+from run import check_settings, resumed
 from tools import export
 from trained import load_model
 from transforms import RandomViews
@@ -407,16 +407,16 @@ def test_a_lock_clears_away_what_a_kill_left_half_written_and_folds_go_on_with_a
     assert held.is_locked
     assert {file.name for file in (tmp_path / "run").glob("*.pt")} == {"best.pt", "head.pt", "last.pt"}
     assert [file.name for file in (tmp_path / "run").glob(".*.pt.*")] == [".mine.pt.bak"]  # not the program's to delete
-    config = main.Config.from_dict(checkpoint.load(run / "best.pt")["config"]).to_dict()
-    record.check_settings(run, config | {"cache": 2.0})  # changes no result: folds go on with it
+    config = Config.from_dict(checkpoint.load(run / "best.pt")["config"])
+    check_settings(run, dataclasses.replace(config, cache=2.0))  # changes no result: folds go on with it
     with pytest.raises(RunError, match="another lr"):
-        record.check_settings(run, config | {"lr": 0.5})
+        check_settings(run, dataclasses.replace(config, lr=0.5))
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     del settings["config"]["mixup_end"]  # a run of before there was that knob
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
-    record.check_settings(tmp_path / "run", config)
+    check_settings(tmp_path / "run", config)
     with pytest.raises(RunError, match="another mixup_end"):
-        record.check_settings(tmp_path / "run", config | {"mixup_end": 0.5})
+        check_settings(tmp_path / "run", dataclasses.replace(config, mixup_end=0.5))
 
 
 def test_a_kill_before_the_record_of_experiments_loses_no_row_and_changed_photos_are_told(small_config, drawn, tmp_path, capsys):

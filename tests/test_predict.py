@@ -355,3 +355,13 @@ def test_a_folder_that_is_missing_is_told_before_any_photo_is_asked(run, photo, 
 def test_a_table_to_ask_may_have_any_columns_beside_its_own(photo, tmp_path):
     (tmp_path / "t.csv").write_text(f"image,side\n{photo},gills\n")
     assert predict.find_photos([tmp_path / "t.csv"]) == ([str(photo)], [""])
+
+
+def test_the_newest_model_is_named_as_it_would_be_given(run, photo, tmp_path, monkeypatch, capsys):
+    for fold in range(2):
+        (tmp_path / "runs" / "all" / f"fold{fold}").mkdir(parents=True)
+        shutil.copy(run / "best.pt", tmp_path / "runs" / "all" / f"fold{fold}")
+    (tmp_path / "runs" / "all" / "oof.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    predict.main(Options((photo,)))
+    assert capsys.readouterr().err.startswith(f"model: {Path('runs/all')}\n")
