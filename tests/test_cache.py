@@ -65,6 +65,12 @@ def test_a_photo_that_two_workers_keep_at_once_is_kept_and_counted_once(paths, t
     assert (kept.used.value, len(os.listdir(tmp_path / "decoded"))) == (photo.nbytes, 1)
 
 
+def test_a_cache_without_room_writes_nothing(paths, tmp_path, monkeypatch):
+    kept = PhotoCache(tmp_path / "decoded", 100)
+    monkeypatch.setattr(np, "save", lambda *_: pytest.fail("a photo is written that will not be kept"))
+    np.testing.assert_array_equal(kept.read(paths[0], 72), read_photo(paths[0], 72))
+
+
 def test_the_limit_holds_with_several_workers(paths, tmp_path):
     limit = sum(read_photo(path, 72).nbytes for path in paths) // 2
     kept = PhotoCache(tmp_path / "decoded", limit)
