@@ -21,7 +21,7 @@ class PhotoCache:
 
     folder: where the files lie until the program ends, for all its runs (folds); a run that was killed leaves it, and uses it
     when it goes on.
-    limit: bytes in all, and never more than half of what the disk has free, as checkpoints need room too; what does not fit
+    limit: bytes in all, and never more than half of what the disk has free without them, as checkpoints need room too; what does not fit
     is decoded each time. The system keeps the files in memory that is free, and takes it back when it needs it.
     A file is found by the photo's path, time of change, size, and the detail asked for, so what comes out is byte for byte
     what read_photo would give. Raises DataError where the folder cannot be made.
@@ -34,12 +34,12 @@ class PhotoCache:
             raise DataError(f"--cache: {folder} cannot be made ({error.strerror}). Give an --out in a folder that can be written to, or "
                             "--cache 0.") from error
         atexit.register(shutil.rmtree, folder, ignore_errors=True)  # workers leave by another door
-        self.folder, self.limit = folder, min(limit, shutil.disk_usage(folder).free // 2)
         used = 0
         for file in folder.iterdir():
             with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
                 used += file.stat().st_size
-        self.used = multiprocessing.Value("q", used)
+        self.folder, self.used = folder, multiprocessing.Value("q", used)
+        self.limit = min(limit, (shutil.disk_usage(folder).free + used) // 2)
 
     def read(self, path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         """The photo, read-only if it was kept. Raises PhotoError."""
@@ -51,23 +51,27 @@ class PhotoCache:
         file = self.folder / f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()}.npy"
         try:
             return np.load(file, mmap_mode="r").view(np.ndarray)
-        except FileNotFoundError:
+        except OSError:  # not there, or another user's
             pass
         except (EOFError, ValueError):  # empty, or cut off, since the power failed
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
         photo = read_photo(path, min_side)
         with contextlib.suppress(OSError):  # a disk that fills up all the same ends the keeping, not the training
             self._keep(file, photo)
         return photo
 
     def _keep(self, file: Path, photo: np.ndarray) -> None:
+        with contextlib.suppress(FileExistsError), self.used.get_lock():
+            self.folder.mkdir()  # another run that ended has taken it along, with all that was in it
+            self.used.value = 0
         if not self._has_room(file, photo):
             return
-        self.folder.mkdir(exist_ok=True)  # another run that ended may have taken it along
         handle, part = tempfile.mkstemp(dir=self.folder)
         try:
             with open(handle, "wb") as out:
                 np.save(out, photo)
+            os.chmod(part, 0o644)  # temporary files are private; this one serves whoever trains beside
             with self.used.get_lock():
                 if self._has_room(file, photo):  # still: another worker may have kept the same photo, or filled the room
                     os.replace(part, file)  # another worker sees all of it or nothing

@@ -57,7 +57,7 @@ class atomic_file:
     """A binary file beside `path` that takes its name only when all is written and on the disk. Raises WriteError."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
+        self.path = Path(os.path.realpath(path) if os.path.islink(path) else path)  # a link stays one
 
     def __enter__(self):
         try:

@@ -15,8 +15,10 @@ import pandas as pd
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from photos import SIDES, THREE_WAYS, DataError, PhotoError, is_photo, read_csv, read_photo
+from photos import SIDES, THREE_WAYS, DataError, PhotoError, is_photo, photos_below, read_csv, read_photo
 from text import class_name, is_name, shown
+
+OTHER_VAL = ("valid", "validation", "eval")  # what others call val
 
 # --- the table: one row a photo; path, label, group, and side where the folders say it ---
 
@@ -50,22 +52,33 @@ def load_table(data: Path) -> pd.DataFrame:
 
 
 def _from_folders(data: Path) -> list[dict]:
-    sides = _sides(data)
-    rows = [row | {"side": side} for side in sides for row in _class_folders(data / side)] if sides else _class_folders(data)
-    for name in ("valid", "validation", "eval") if sides else ("val", "test"):
-        if rows and (data / name).is_dir() and _class_folders(data / name):
-            remedy = "Call it val" if sides else "Put the class folders beside it below train"
-            raise DataError(f"{data / name}: holds class folders, but would not be used. {remedy}, or move it out of {data}.")
+    try:
+        sides, folders = _sides(data), _by_name(data)
+        rows = [row | {"side": side} for side in sides for row in _class_folders(sides[side])] if sides else _class_folders(data)
+        unknown = [folders[name] for name in (OTHER_VAL if sides else SIDES) if name in folders and _class_folders(folders[name])]
+        inner = [] if rows else [folder for folder in folders.values() if _class_folders(folder)]
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be opened ({error.strerror}). Make it readable, or move it out of {data}.") from error
+    if rows and unknown:
+        remedy = "Call it val" if sides else "Put the class folders beside it below train"
+        raise DataError(f"{unknown[0]}: holds class folders, but would not be used. {remedy}, or move it out of {data}.")
     if not rows:
-        inner = [folder for folder in sorted(data.iterdir()) if folder.is_dir() and _class_folders(folder)]
         hint = f"But {inner[0]} has some: pass --data {inner[0]}." if inner else THREE_WAYS
+        if {folder.name.casefold() for folder in inner} & {*SIDES, *OTHER_VAL, "training"}:
+            hint = f"But {', '.join(folder.name for folder in inner)} have some: call the sides of a split train, val and test."
         raise DataError(f"{data}: no class folder with photos in it. {hint}")
     return rows
 
 
-def _sides(data: Path) -> list[str]:
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The folders in it by their names in small letters."""
+    return {inner.name.casefold(): inner for inner in sorted(folder.iterdir()) if inner.is_dir()}
+
+
+def _sides(data: Path) -> dict[str, Path]:
     """Folders in it that say on which side of the split their photos stand; none where its own folders are the classes."""
-    return [side for side in SIDES if (data / side).is_dir()] if (data / "train").is_dir() else []
+    found = _by_name(data)
+    return {side: found[side] for side in SIDES if side in found} if "train" in found else {}
 
 
 def _classes(folder: Path) -> list[Path]:
@@ -74,24 +87,21 @@ def _classes(folder: Path) -> list[Path]:
 
 
 def _class_folders(folder: Path) -> list[dict]:
-    try:
-        return [{"path": str(photo), "label": class_name(cls.name)}
-                for cls in _classes(folder) for photo in sorted(cls.iterdir()) if is_photo(photo)]
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be opened ({error.strerror}). Make it readable, or move it out of {folder}.") from error
+    return [{"path": str(photo), "label": class_name(cls.name)}
+            for cls in _classes(folder) for photo in sorted(cls.iterdir()) if is_photo(photo)]
 
 
 def unused(data: Path, table: pd.DataFrame) -> str:
     """What a look through the folder `data` finds beside the table made of it; "" if nothing, or where a CSV says which photos count."""
     if not data.is_dir() or (data / "photos.csv").is_file():
         return ""
-    found = [os.path.abspath(Path(folder, name)) for folder, _, names in os.walk(data) for name in names
-             if not any(part.startswith(".") for part in Path(folder, name).relative_to(data).parts)]
-    used, above = {*table.path}, [data / side for side in _sides(data)] or [data]
-    outside = [path for path in found if is_photo(Path(path)) and path not in used]
-    others = [os.path.abspath(file) for folder in above for cls in _classes(folder) for file in cls.iterdir()
+    used, folders = {*table.path}, [cls for above in _sides(data).values() or [data] for cls in _classes(above)]
+    outside = [path for path in map(os.path.abspath, photos_below(data)) if path not in used]
+    others = [os.path.abspath(file) for cls in folders for file in cls.iterdir()
               if file.is_file() and file.name[0] != "." and not is_photo(file)]
-    reasons = {"they lie in no class folder: {} photos": outside, "their names end as no photo's: {} files": others}
+    empty = [os.path.abspath(cls) for cls in folders if not any(cls.iterdir())]
+    reasons = {"they lie in no class folder: {} photos": outside, "their names end as no photo's: {} files": others,
+               "they are empty: {} folders": empty}
     return "\n".join(f"not used, as {why.format(len(paths))}, e.g. {shown(min(paths))}" for why, paths in reasons.items() if paths)
 
 

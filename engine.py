@@ -19,6 +19,7 @@ from mixup import mixup
 from sam import SAM, frozen_batchnorm
 
 EPOCH_START = {"step": 0, "loss_sum": 0.0, "norm_sum": 0.0, "photos": 0, "read": 0}  # of train_one_epoch's progress
+NOT_FINITE = "the network's answer is not a finite number"
 SKIPS = 20  # steps skipped in a row that end a run; an fp16 scaler halves its factor 16 times on its way from 65536 to 1
 
 
@@ -205,7 +206,7 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
         if len(index):
             answers = ask(answers_to, to_device(images.flatten(0, -4), accelerator), accelerator)  # (B, V, 3, S, S) or (B, 3, S, S)
             answers = answers.view(len(index), -1, num_classes + 1).mean(1).cpu()
-            errors.update(dict.fromkeys(index[~answers.isfinite().all(1)].tolist(), "the network's answer is not a finite number"))
+            errors.update(dict.fromkeys(index[~answers.isfinite().all(1)].tolist(), NOT_FINITE))
             found.append((index.numpy(), answers.numpy()))
         tick(len(index) + len(failed))
     table = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -54,9 +55,11 @@ class Judge:
             self.say(f"{photos - counted} of {photos} {side} photos do not count: gone, or the model's numbers are not finite")
 
     def scores_on(self, loader: DataLoader, side: str = "val", temperature: float = 1.0) -> dict[str, float]:
-        """The scores of the run's judged weights on the loader's photos."""
+        """The scores of the run's judged weights on the loader's photos. Without a finite answer to one that can be read, the loss is
+        infinite: else weights that fail on the hard photos would look best."""
         run = self.run
-        return self.scores(engine.predict_probs(run.judged, loader, len(run.about["classes"]), run.accelerator, temperature)[0], side)
+        probs, errors = engine.predict_probs(run.judged, loader, len(run.about["classes"]), run.accelerator, temperature)
+        return self.scores(probs, side) | ({"loss": math.inf} if engine.NOT_FINITE in errors.values() else {})
 
     def after_epoch(self, epoch: int) -> None:
         """Add a row to the history, keep the model if it is the best so far."""

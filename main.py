@@ -173,17 +173,22 @@ def train(config: Config) -> Path:
     return folder
 
 
+def train_and_report(config: Config) -> Path:
+    """As train; then report.html. It is one process's work: of several, the others would wait for it."""
+    folder, alone = train(config), PartialState().num_processes == 1
+    PartialState().on_main_process(print)(f"look: {write_report(folder) if alone else f'python -m tools.report {folder}'}")
+    return folder
+
+
 if __name__ == "__main__":
     spell_out()
     try:
         if options.dry_run:
             train(dataclasses.replace(options, fold=max(options.fold, 0)))
         elif options.fold < 0:
-            train_each_fold(options, train)
+            train_each_fold(options, train_and_report)
         else:
-            folder = train(options)
-            alone = PartialState().num_processes == 1  # the report is one process's work: of several, the others would wait for it
-            PartialState().on_main_process(print)(f"look: {write_report(folder) if alone else f'python -m tools.report {folder}'}")
+            train_and_report(options)
     except USER_ERRORS as error:
         sys.exit(sentence(error))
     except RuntimeError as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from headers import PhotoError, examine
+from headers import PhotoError, examine, quarter_turns
 from text import class_name, shown
 
 EXTENSIONS = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif",
@@ -35,6 +35,19 @@ class DataError(ValueError):
 def is_photo(path: Path) -> bool:
     """By its name alone. Names that begin with a dot are the file system's own (macOS writes ._photo.jpg)."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def photos_below(folder: Path) -> list[Path]:
+    """At any depth, links followed (but none twice), in order; of hidden folders none."""
+    found, entered = [], set()
+    for place, inner, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in entered:  # a link to what lies above would be followed for ever
+            inner.clear()
+            continue
+        entered.add(os.path.realpath(place))
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        found += [Path(place, name) for name in names if is_photo(Path(name)) and Path(place, name).is_file()]
+    return sorted(found)
 
 
 def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> dict[str, list[str]]:
@@ -63,8 +76,8 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
     folder = "" if file.parent == Path() else str(file.parent)
     missing = len(header)  # past the last cell of a row
     image, label, group, side = (header.index(name) if name in header else missing for name in ("image", "label", "group", "side"))
-    if "prob" in header and "label" not in needed:  # predict.py's own answers: a guess is no truth to be scored by
-        label = missing
+    if "prob" in header and "label" not in needed:  # predict.py's own answers: a guess is no truth, and paths are as it was given them
+        label, folder = missing, ""
     table = {"path": [], "label": [], "group": [], "side": []}
     for number, row in enumerate(rows, 2):
         if not row:
@@ -99,7 +112,7 @@ def read_named(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
 
 
 def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
-    """A photo as uint8 RGB (H, W, 3), turned upright as its EXIF tag says.
+    """A photo as uint8 RGB (H, W, 3), turned upright as its EXIF tag, or an AVIF's own, says.
 
     min_side: the pixels that the short side must keep; a JPEG much larger is decoded at 1/2, 1/4 or 1/8, which is
     faster and loses nothing that a later shrinking would keep. 0 = full size.
@@ -134,4 +147,4 @@ def read_photo(path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         raise PhotoError("its data is broken") from error
     if photo is None:
         raise PhotoError("it is cut off or broken")
-    return cv2.cvtColor(photo, cv2.COLOR_BGR2RGB)
+    return np.ascontiguousarray(np.rot90(cv2.cvtColor(photo, cv2.COLOR_BGR2RGB), quarter_turns(data)))

@@ -20,8 +20,8 @@ from tqdm import tqdm
 import trust
 from answers import left_out, no_score, print_json, report, write_csv
 from checkpoint import CheckpointError, WriteError, check_exists, keep_apart, models_of
-from photos import DataError, is_photo, read_csv
-from text import class_name, sentence, shown, spell_out
+from photos import DataError, photos_below, read_csv
+from text import INTERRUPTED, class_name, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
 if TYPE_CHECKING:
@@ -104,9 +104,11 @@ def open_model(path: Path, tta: int, tta_random: bool, batch: int, workers: int)
 
 def main(options: Options) -> int:
     """Returns the exit code: 0, or 1 if a photo could not be read."""
-    for file in filter(None, (options.csv, options.explain)):
-        if not file.parent.is_dir():  # said before all photos are asked
+    for file in filter(None, (options.csv, options.explain)):  # said before all photos are asked
+        if not file.parent.is_dir():
             raise WriteError(f"{file}: there is no folder {file.parent}. Make it first, or name another file.")
+        if file.exists() and not file.is_file():
+            raise WriteError(f"{file}: is no file that could be replaced. Name another.")
     paths, labels = find_photos(options.photos)
     places = options.checkpoint or (newest_checkpoint(),)
     models = [model for place in places for model in models_of(place)]
@@ -183,8 +185,7 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
             table = read_csv(place, needed=["image"])
             rows += zip(table["path"], table["label"], strict=True)
         elif place.is_dir():
-            found = sorted(path for path in place.rglob("*") if is_photo(path) and path.is_file()
-                           and not any(part.startswith(".") for part in path.relative_to(place).parts))
+            found = photos_below(place)
             if not found:
                 raise DataError(f"{place}: no photo in it, at any depth.")
             rows += [(str(path), class_name(path.parent.name) if path.parent != place else "") for path in found]
@@ -210,3 +211,5 @@ if __name__ == "__main__":
         sys.exit(main(tyro.cli(Options, description=__doc__)))
     except ValueError as error:
         sys.exit(sentence(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

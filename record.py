@@ -18,6 +18,7 @@ from text import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
 NO_RESULT = ("out", "resume", "workers", "cache", "quiet", "track")  # knobs that say where and how a run goes, not what comes of it
+WRITTEN = ("photos.csv", "config.json", "batch.png", "log.csv", "head.pt", "best.pt", "val.csv", "report.html")  # the first one first
 LOCK_PATIENCE = 15  # seconds; workers notice after 5 that their run was killed
 
 
@@ -56,7 +57,8 @@ def check_finished(folder: Path, *names: str) -> None:
 
 def lock(folder: Path, new: bool) -> FileLock:
     """The right to write to a run folder, held while the object lives. Raises RunError if another process has it, or new = True and
-    the folder holds a run: asked with the lock in hand, as another run may end while this one waits.
+    the folder holds a run, or files of the user's that a run would replace: asked with the lock in hand, as another run may end while
+    this one waits.
 
     The system frees it when the process ends, however it ends; workers of a killed run live on for some seconds.
     """
@@ -72,6 +74,9 @@ def lock(folder: Path, new: bool) -> FileLock:
             part.unlink()
     if new and any((folder / name).exists() for name in ("last.pt", "val.csv")):  # of a finished one the first may be deleted
         raise RunError(f"{folder}: holds a run already. Go on with it by --resume {folder}, or give another --out.")
+    theirs = [name for name in WRITTEN if new and (folder / name).exists()]
+    if theirs and not is_run(folder):
+        raise RunError(f"{folder}: holds a {theirs[0]} that no run wrote, and a run would replace it. Give another --out.")
     return held
 
 
@@ -102,6 +107,13 @@ def read_table(path: Path) -> pd.DataFrame:
     if last.endswith("\r"):
         table[last] = table[last].str.removesuffix("\r")
     return table.rename(columns={last: last.removesuffix("\r")})
+
+
+def is_run(folder: Path) -> bool:
+    """A run wrote its photos.csv: the first thing that it writes."""
+    with contextlib.suppress(RunError):
+        return bool(len(read_photos(folder)))
+    return False
 
 
 def read_photos(folder: Path) -> pd.DataFrame:

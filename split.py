@@ -47,11 +47,14 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
     photos are one find, say, validates nothing instead. Raises DataError if a class has no photo, or none is left to validate.
     """
     side = table.side.where(table.error == "", "")
+    for name in ("val", "test"):
+        if (table.side == name).any() and not (side == name).any():
+            raise DataError(f"none of the photos of {name} can be read: put others in their place, or take them away.")
     judges = side.map(("", *SIDES).index)                                   # the later, the less it may be known
     side = side.where(judges == judges.groupby(table.cluster).transform("max"), "")
     free = (table.error == "") & ((side == "train") | (table.side == ""))
     if not (side == "val").any():
-        if ((table.side == "val") & (table.error == "")).any():
+        if (table.side == "val").any():
             raise DataError("each photo of val/ is like one of test/: give val/ others, or remove it, and a part of train/ validates.")
         if free.any() and table.label[free].value_counts().max() < folds:
             raise DataError(f"no class has {folds} photos, so they cannot be cut into {folds} folds: add photos, or lower --folds.")

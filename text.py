@@ -11,6 +11,8 @@ import sys
 import unicodedata
 from collections.abc import Callable
 
+INTERRUPTED = 130  # the exit code of who is stopped by Ctrl-C, as of any program
+
 
 def shown(path: str | os.PathLike) -> str:
     """A path for the screen: one line, whatever characters (newlines, escape codes, broken UTF-8) its name holds."""
@@ -37,6 +39,8 @@ def as_program(command: Callable[[], object]) -> None:
         command()
     except ValueError as error:
         sys.exit(sentence(error))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 def is_name(text: str) -> bool:

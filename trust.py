@@ -66,10 +66,10 @@ def read_notes(classes: Sequence[str], file: Path = GENERA) -> dict[str, dict[st
     found = {}
     for name in classes:
         plain = name.strip().casefold()
-        genus = [ending + "属" for ending in endings if plain.removesuffix("属").endswith(ending)]
-        known = [way for way in (plain, *genus, *re.split(r"[\W_]+", plain)) if way in notes]
-        if known:
-            found[name] = notes[known[0]]
+        genus = [ending + "属" for ending in endings if plain.removesuffix("属").endswith(ending)][:1]
+        known = [notes[way] for way in (plain, *genus, *re.split(r"[\W_]+", plain)) if way in notes]
+        if known:  # of two genera, the worse
+            found[name] = min(known, key=lambda note: DANGERS.index(note["danger"]))
     return found
 
 

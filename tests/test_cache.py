@@ -1,6 +1,7 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -118,6 +119,37 @@ def test_two_runs_below_one_folder_do_not_trip_over_each_other(paths, tmp_path, 
     there = list((tmp_path / "decoded").iterdir())
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter([*there, folder / "renamed meanwhile"]))
     assert PhotoCache(tmp_path / "decoded", 10**9).used.value == there[0].stat().st_size
+
+
+def test_after_another_run_took_the_folder_along_there_is_room_again(paths, tmp_path):
+    kept = PhotoCache(tmp_path / "decoded", read_photo(paths[0], 72).nbytes)
+    kept.read(paths[0], 72)
+    shutil.rmtree(tmp_path / "decoded")
+    kept.read(paths[0], 72)
+    assert len(os.listdir(tmp_path / "decoded")) == 1
+
+
+def test_what_is_kept_already_does_not_lower_the_limit(tmp_path, monkeypatch):
+    def disk_of_1000_bytes(folder):
+        return SimpleNamespace(free=1000 - sum(file.stat().st_size for file in folder.iterdir()))
+
+    monkeypatch.setattr(cache.shutil, "disk_usage", disk_of_1000_bytes)
+    assert PhotoCache(tmp_path / "decoded", 10**9).limit == 500
+    (tmp_path / "decoded" / "kept.npy").write_bytes(bytes(500))
+    assert PhotoCache(tmp_path / "decoded", 10**9).limit == 500
+
+
+def test_another_user_s_photos_are_read_where_they_may_be_and_decoded_where_not(paths, tmp_path, monkeypatch):
+    kept = PhotoCache(tmp_path / "decoded", 10**9)
+    wanted = kept.read(paths[0], 72)
+    (file,) = (tmp_path / "decoded").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o644
+
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(np, "load", refused)
+    np.testing.assert_array_equal(kept.read(paths[0], 72), wanted)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

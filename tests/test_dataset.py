@@ -188,8 +188,26 @@ def test_photos_that_no_class_folder_holds_and_files_of_other_kinds_are_told(tmp
         (folder / "1.CR2").touch()
     (tmp_path / "train" / "linked").symlink_to(elsewhere)
     assert f"4 files, e.g. {tmp_path / 'train' / 'all raw' / '1.CR2'}" in unused(tmp_path, table)
+    (tmp_path / "train" / "nothing").mkdir()
+    assert f"as they are empty: 1 folders, e.g. {tmp_path / 'train' / 'nothing'}" in unused(tmp_path, table)
     (tmp_path / "photos.csv").write_text("image,label\ntrain/a/0.jpg,a\ntrain/b/0.jpg,b\n")
     assert unused(tmp_path, load_table(tmp_path)) == unused(tmp_path / "photos.csv", table) == ""
+
+
+def test_sides_may_be_written_in_capitals(tmp_path):
+    for side in ("Train", "VAL", "Test"):
+        make_photos(tmp_path / side, {"a": 1, "b": 1})
+    assert load_table(tmp_path).side.tolist() == ["train", "train", "val", "val", "test", "test"]
+    make_photos(tmp_path / "Validation", {"a": 1})
+    with pytest.raises(DataError, match="Validation: holds class folders, but would not be used"):
+        load_table(tmp_path)
+
+
+def test_sides_of_other_names_are_not_taken_for_a_set_of_photos(tmp_path):
+    for side in ("training", "test"):
+        make_photos(tmp_path / side, {"a": 1, "b": 1})
+    with pytest.raises(DataError, match="But test, training have some: call the sides of a split train, val and test"):
+        load_table(tmp_path)
 
 
 def test_no_photos_says_three_ways_to_get_some(tmp_path):

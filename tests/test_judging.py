@@ -52,6 +52,15 @@ def test_after_an_epoch_the_log_has_its_scores_and_best_pt_stays_that_of_the_low
     assert said[1].startswith("epoch 1/2  loss 1.500  val loss")
 
 
+def test_weights_that_fail_on_the_hard_photos_are_not_the_best(monkeypatch):
+    run = SimpleNamespace(judged=None, about={"classes": ["a", "b"]}, accelerator=None)
+    told, gone = Judge(run, SimpleNamespace(data="photos"), None, None, LABELS, lambda text: None), PROBS.copy()
+    gone[2] = np.nan
+    for error, loss in (("cannot be opened", -np.log([0.9, 0.8, 0.6]).mean()), (engine.NOT_FINITE, np.inf)):
+        monkeypatch.setattr(engine, "predict_probs", lambda *_, error=error: (gone, {2: error}))
+        assert told.scores_on(None)["loss"] == pytest.approx(loss, rel=1e-6)
+
+
 def test_no_answer_at_all_ends_the_run_with_a_sentence():
     with pytest.raises(TrainingError, match="no val photo counts: they are gone from photos"):
         judge([]).scores(PROBS * np.nan, "val")

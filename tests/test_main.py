@@ -442,6 +442,21 @@ def test_a_run_whose_folder_is_an_older_one_s_may_go_on_at_its_end(small_config)
     assert (run / "val.csv").is_file()
 
 
+@pytest.mark.parametrize("name", ["photos.csv", "config.json", "best.pt", "report.html"])
+def test_a_run_replaces_no_file_that_another_program_wrote(small_config, name):
+    small_config.out.mkdir()
+    (small_config.out / name).write_text("image,label\n1.jpg,Amanita\n")
+    with pytest.raises(RunError, match=f"run: holds a {name} that no run wrote, and a run would replace it. Give another --out."):
+        main.train(small_config)
+    assert (small_config.out / name).read_text() == "image,label\n1.jpg,Amanita\n"
+
+
+def test_a_run_begins_again_where_one_was_stopped_before_its_first_epoch(small_config):
+    main.train(dataclasses.replace(small_config, dry_run=True))
+    assert (small_config.out / "photos.csv").is_file()
+    main.train(dataclasses.replace(small_config, epochs=1))
+
+
 def test_a_finished_run_without_its_last_pt_is_not_overwritten(small_config):
     run = main.train(dataclasses.replace(small_config, epochs=1))
     (run / "last.pt").unlink()

@@ -58,6 +58,18 @@ def test_kinds_of_files_and_names(scene, tmp_path, name):
     assert_is_scene(read_photo(tmp_path / name))
 
 
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+@pytest.mark.parametrize("kind", ["png", "webp", "tif", "avif"])
+def test_photos_of_other_kinds_are_turned_upright_too(scene, tmp_path, kind, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    turned = scene.transpose({3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation])
+    turned.save(tmp_path / f"a.{kind}", exif=exif, **({"quality": 95} if kind in ("webp", "avif") else {}))
+    photo = read_photo(tmp_path / f"a.{kind}")
+    assert_is_scene(photo)
+    assert photo.flags.c_contiguous
+
+
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", "jpg"), ("RGBA", "png"), ("P", "png")])
 def test_colour_modes(scene, tmp_path, mode, suffix):
     scene.convert(mode).save(tmp_path / f"a.{suffix}")

@@ -17,7 +17,7 @@ import trained
 from answers import left_out
 from checkpoint import CheckpointError, WriteError
 from predict import Options, Predictor
-from text import sentence
+from text import as_program, sentence
 
 
 @pytest.fixture
@@ -167,11 +167,14 @@ def test_a_csv_of_photos_with_and_without_labels(run, drawn, tmp_path, capsys):
         assert ("accuracy" in printed) == (header != "image")
 
 
-def test_its_own_answers_are_no_truth_to_be_scored_by(run, drawn, tmp_path, capsys):
+def test_its_own_answers_are_no_truth_to_be_scored_by(run, drawn, tmp_path, monkeypatch, capsys):
     photos = [drawn / name / f"{name.lower()}_0001.jpg" for name in ("Amanita", "Boletus")]
     assert predict.main(Options(tuple(photos), checkpoint=(run / "best.pt",), csv=tmp_path / "answers.csv")) == 0
     assert predict.main(Options((tmp_path / "answers.csv",), checkpoint=(run / "best.pt",))) == 0
     assert "accuracy" not in capsys.readouterr().out
+    monkeypatch.chdir(drawn)  # paths are as they were given, wherever the answers lie
+    assert predict.main(Options((Path("Amanita"),), checkpoint=(run / "best.pt",), csv=tmp_path / "answers.csv")) == 0
+    assert predict.main(Options((tmp_path / "answers.csv",), checkpoint=(run / "best.pt",))) == 0
 
 
 def test_a_photo_of_something_else_is_unknown_but_keeps_its_likeliest_class(run, photo, tmp_path, capsys):
@@ -216,6 +219,41 @@ def test_a_folder_is_asked_without_what_is_hidden_in_it(run, photo, tmp_path):
     for place in ("all", "all/.thumbnails"):
         shutil.copy(photo, tmp_path / place / "a.jpg")
     assert predict.find_photos([tmp_path / "all"])[0] == [str(tmp_path / "all" / "a.jpg")]
+
+
+def test_linked_folders_are_asked_and_a_circle_of_links_is_left(photo, tmp_path):
+    for name in ("all", "elsewhere"):
+        (tmp_path / name).mkdir()
+        shutil.copy(photo, tmp_path / name / "a.jpg")
+    (tmp_path / "all" / "Amanita").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "up").symlink_to(tmp_path / "all")
+    paths = [tmp_path / "all" / "Amanita" / "a.jpg", tmp_path / "all" / "a.jpg"]
+    assert predict.find_photos([tmp_path / "all"]) == ([*map(str, paths)], ["Amanita", ""])
+
+
+def test_a_csv_that_is_a_link_stays_one_and_what_is_no_file_is_refused_at_once(run, photo, tmp_path, monkeypatch):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link.csv").symlink_to(tmp_path / "far" / "answers.csv")
+    assert predict.main(Options((photo,), checkpoint=(run / "best.pt",), csv=tmp_path / "link.csv")) == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(pd.read_csv(tmp_path / "far" / "answers.csv")) == 1
+    monkeypatch.setattr(predict, "Predictor", lambda *_, **__: pytest.fail("a model is opened"))
+    with pytest.raises(WriteError, match="far: is no file that could be replaced"):
+        predict.main(Options((photo,), checkpoint=(run / "best.pt",), csv=tmp_path / "far"))
+
+
+def test_ctrl_c_is_no_error_on_the_screen():
+    code = ("import runpy, signal, sys, photos; sys.argv[1:] = ['photos.csv']; "
+            "photos.read_csv = lambda *_, **__: signal.raise_signal(signal.SIGINT); runpy.run_path('predict.py', run_name='__main__')")
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "")
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        as_program(interrupted)
+    assert end.value.code == 130
 
 
 def test_a_model_without_a_limit_says_that_it_calls_nothing_unknown(run, photo, tmp_path, capsys):

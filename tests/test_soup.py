@@ -86,6 +86,18 @@ def test_runs_between_which_photos_were_added_have_no_score_together(run, tmp_pa
     assert capsys.readouterr().out.endswith("no score, as each photo was learnt from by some of them\n")
 
 
+def test_one_split_is_one_however_its_folder_was_named(run, tmp_path, capsys):
+    saved = checkpoint.load(run / "best.pt")
+    checkpoint.save(tmp_path / "best.pt", saved | {"config": saved["config"] | {"data": "../drawn"}})
+    shutil.copy(run / "photos.csv", tmp_path)
+    soup.main((run / "best.pt", tmp_path / "best.pt"), out=tmp_path / "soup.pt", workers=0)
+    assert "soup.pt: accuracy" in capsys.readouterr().out
+    (tmp_path / "alone").mkdir()
+    alone = shutil.move(tmp_path / "best.pt", tmp_path / "alone" / "best.pt")  # what it learnt from is not known here
+    soup.main((run / "best.pt", alone), out=tmp_path / "soup.pt", workers=0)
+    assert "no score, as" in capsys.readouterr().out
+
+
 def test_heads_that_see_other_directions_have_no_mean(small_config, tmp_path):
     torch.save(timm.create_model(SMALL).state_dict(), tmp_path / "weights.pth")
     config = dataclasses.replace(small_config, weights=str(tmp_path / "weights.pth"), covariance=4, epochs=1)

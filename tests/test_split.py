@@ -75,6 +75,16 @@ def test_a_val_folder_that_is_a_copy_of_test_is_refused(tmp_path):
         ready(tmp_path)
 
 
+@pytest.mark.parametrize("side", ["val", "test"])
+def test_photos_that_should_judge_and_cannot_be_read_are_not_replaced_by_others(tmp_path, side):
+    make_photos(tmp_path / "train", {"a": 10, "b": 10})
+    for label in "ab":
+        (tmp_path / side / label).mkdir(parents=True)
+        (tmp_path / side / label / "1.heic").write_bytes(b"....ftypheic")
+    with pytest.raises(DataError, match=f"none of the photos of {side} can be read"):
+        ready(tmp_path)
+
+
 def test_classes_of_one_find_each_leave_nothing_to_validate():
     table = pd.DataFrame({"path": list("12345678"), "label": list("aaaabbbb"), "side": "", "error": "", "cluster": [0] * 4 + [1] * 4})
     with pytest.raises(DataError, match="no photo is left to validate"):

@@ -57,6 +57,12 @@ def test_a_species_has_the_note_of_its_genus():
     assert all(note["danger"] == "deadly" for note in notes.values())
 
 
+def test_a_class_of_two_genera_has_the_note_of_the_worse():
+    notes = trust.read_notes(["Agaricus or Amanita", "Amanita/Agaricus", "Lactarius_Galerina", "乳牛肝菌"])
+    assert [note["danger"] for note in notes.values()] == ["deadly", "deadly", "deadly", "poisonous"]
+    assert notes["乳牛肝菌"] == trust.read_notes(["Suillus"])["Suillus"]
+
+
 def test_the_warning_adds_up_the_deadly_and_names_the_likeliest():
     classes = ["Agaricus", "Amanita", "Galerina", "Fomes"]
     notes = {name: {"danger": danger, "note": note} for name, danger, note in [

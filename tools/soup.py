@@ -53,9 +53,10 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         if not same_directions(other["weights"], saved[0]["weights"]):
             raise CheckpointError(f"{path}: its directions of covariance and those of {checkpoints[0]} were found in different photos, "
                                   "as folds' are: such heads have no mean. Ask both by predict.py, or train with --covariance 0.")
-    cuts = {tuple(other["config"][knob] for knob in ("data", "folds", "fold", "seed")) for other in saved}
     tables = [record.read_photos(run) for run in {path.parent for path in checkpoints} if (run / "photos.csv").is_file()]
-    one_split = len(cuts) == 1 and all(table[["path", "side"]].equals(tables[0][["path", "side"]]) for table in tables)
+    one_split = all(table[["path", "side"]].equals(tables[0][["path", "side"]]) for table in tables)
+    if len(tables) < len(checkpoints):  # some lie without their run, or together
+        one_split &= len({tuple(other["config"][knob] for knob in ("data", "folds", "fold", "seed")) for other in saved}) == 1
     if greedy and not one_split:
         raise CheckpointError("--greedy: the runs have other splits, so that each photo was learnt from by one of them. Leave it out.")
     first, accelerator = saved[0], make_accelerator()[0]
