@@ -15,6 +15,7 @@ from text import is_name
 from trust import DANGERS
 
 FORMAT = 1
+CENTRES = 8  # clusters of a class's training photos, that say what is known (known.Known)
 NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "weights"}
 # All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
@@ -146,6 +147,10 @@ def load(path: Path) -> dict:
     broken = _broken(checkpoint, path.stat().st_size)
     if broken:
         raise CheckpointError(f"{path}: its {broken}: it was changed or is broken. Use best.pt or last.pt of a run.")
+    for weights in (checkpoint["weights"], checkpoint.get("learner")):
+        means = weights.get("known.means") if isinstance(weights, dict) else None
+        if getattr(means, "shape", ())[:1] == (len(checkpoint["classes"]),):  # of before a class had several
+            weights["known.means"] = means.repeat_interleave(CENTRES, 0)
     return checkpoint
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader
 
 import metrics
 import trust
+from checkpoint import CENTRES
 from console import Bar
 from device import to_device
 from engine import TrainingError, as_in_main, ask
@@ -182,22 +186,37 @@ def gathered(found: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np
     return index[order], rows
 
 
+def class_centres(features: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Features float (N, F) and labels int (N,) → float (classes * CENTRES, F), class by class: k-means of its features, of length 1 each.
+
+    A class of fewer than CENTRES photos has some twice; one without any has zeros, to which nothing is near.
+    """
+    found = np.zeros((classes, CENTRES, features.shape[1]), np.float32)
+    with warnings.catch_warnings(), threadpool_limits(1):                  # one thread: the same sums each time
+        warnings.filterwarnings("ignore", category=ConvergenceWarning)     # a photo may be there twice
+        for label in np.unique(labels):
+            own = features[labels == label]
+            own = own / np.linalg.norm(own, axis=1, keepdims=True).clip(1e-12)
+            fit = KMeans(min(CENTRES, len(own)), n_init=1, random_state=0).fit(own)
+            found[label] = np.resize(fit.cluster_centers_, found[label].shape)
+    return found.reshape(-1, features.shape[1])
+
+
 @torch.inference_mode()
 def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val_loader: DataLoader, val_labels: torch.Tensor,
                 accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[str, float]]:
     """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
 
-    Loaders show photos as predict.py sees them; labels int64 by index of photo. No photo's features are kept. Returns the answers to the
+    Loaders show photos as predict.py sees them, those of many training photos in random order (as for fit_heads); labels int64 by index
+    of photo. Returns the answers to the
     validation photos at that temperature, float (N, K), NaN where there is none; and "temperature", "known_limit" for the
     checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
     known, device = model.known, accelerator.device
-    sums = torch.zeros(len(known.means), known.means.shape[1] + 1, dtype=torch.float64)  # of features, and photos; mps has no float64
-    for batch in each_features(model, train_loader, accelerator, tick):
-        features, index = whole_photos(*batch)
-        sums.index_add_(0, train_labels[index], torch.cat([features, torch.ones_like(features[:, :1])], 1).cpu().double())
-    sums = sum(gather_object([sums]))
-    known.means.copy_(sums[:, :-1] / sums[:, -1:].clamp(min=1))            # a class whose photos are all gone is near to nothing
+    index, features = gathered(some_features(model, train_loader, train_labels, accelerator, tick))
+    fine = np.isfinite(features).all(1)
+    known.means.copy_(torch.from_numpy(class_centres(features[fine], train_labels[index[fine]].numpy(), len(model.head.weight))))
+    del features
 
     found = []
     for features, index in each_features(model, val_loader, accelerator, tick):

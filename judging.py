@@ -30,12 +30,12 @@ SINCE = "since that score, its head has learnt from these photos too (--no-refit
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
-    """Scores a run's model. loader_of: the loader of a side's photos in these views. val_loader: that of "val" in one view. labels: int64
-    (N,) by side. say: prints what only somebody who watches wants to read."""
+    """Scores a run's model. loader_of: the loader of a side's photos in these views; with a seed, in random order. val_loader: that of
+    "val" in one view. labels: int64 (N,) by side. say: prints what only somebody who watches wants to read."""
 
     run: Run
     config: Config
-    loader_of: Callable[[str, FixedViews], DataLoader]
+    loader_of: Callable[..., DataLoader]
     val_loader: DataLoader
     labels: dict[str, torch.Tensor]
     say: Callable[[str], None]
@@ -104,8 +104,9 @@ class Judge:
         answer_views = FixedViews(size, crop, ANSWER_VIEWS)
         answer_loader = self.loader_of("val", answer_views)
         winner, chosen = self.choose(answer_loader)
-        with Bar("how far to trust it", len(labels["train"]) + len(labels["val"]), 0, accelerator, config.quiet) as bar:
-            one_view = self.loader_of("train", FixedViews(size, crop))
+        photos = min(len(labels["train"]), fitting.HEAD_ROWS) + len(labels["val"])
+        with Bar("how far to trust it", photos, 0, accelerator, config.quiet) as bar:
+            one_view = self.loader_of("train", FixedViews(size, crop), config.seed)
             answers, trusted = fitting.learn_trust(run.judged, one_view, labels["train"], answer_loader, labels["val"], accelerator,
                                                    bar.update)
         scores = {f"val_{name}": score for name, score in self.scores(answers, "val").items()}

@@ -6,21 +6,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from checkpoint import CENTRES
+
 
 class Known(nn.Module):
     """features (B, F), logits (B, K) → (B,) in 0..1, higher for photos like those of the classes; fp32.
 
-        sure = -entropy(softmax(logits));  near = max_k cos(features, mean features of class k)
+        sure = -entropy(softmax(logits));  near = max over classes k and clusters j of cos(features, centre j of class k)
         known = sigmoid(z(sure) + z(near)),   z by mean and deviation over validation photos
 
     A photo of a class that is missing leaves the model in doubt between its own; a photo of no fungus at all may not, but
-    lies far from all of them. docs/EXPERIMENTS.md has what this was chosen from. Buffers alone, so they travel with the
-    weights and into an exported graph; until fitting.learn_trust has set them the score says nothing.
+    lies far from all of them. A genus has several looks (from above, its gills, young, old), hence several centres; all of its
+    photos would tell a little better, and take as much room as the network (docs/EXPERIMENTS.md). Buffers alone, so they travel with
+    the weights and into an exported graph; until fitting.learn_trust has set them the score says nothing.
     """
 
     def __init__(self, num_classes: int, num_features: int):
         super().__init__()
-        self.register_buffer("means", torch.zeros(num_classes, num_features))
+        self.register_buffer("means", torch.zeros(num_classes * CENTRES, num_features))
         self.register_buffer("centre", torch.zeros(2))
         self.register_buffer("spread", torch.ones(2))
 

@@ -5,11 +5,14 @@ import pytest
 import torch
 from conftest import SMALL
 
+import checkpoint
 import engine
 import fitting
+from checkpoint import CENTRES
 from dataset import Batches, Photos, make_loader
 from known import Known
 from model import build_model
+from predict import Predictor
 from views import FixedViews
 
 
@@ -17,7 +20,7 @@ def test_known_by_hand():
     known = Known(2, 2)
     logits = torch.tensor([[50.0, 0.0], [0.0, 0.0]])            # certain: entropy 0; torn: entropy log 2
     val = torch.tensor([[5.0, 0.0], [1.0, 1.0]])                # cosine 1, and 1 / sqrt 2
-    known.means.copy_(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+    known.means[:CENTRES], known.means[CENTRES:] = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0])
     known.set_scale(known.signs(val, logits))
     torch.testing.assert_close(known.centre, torch.tensor([-np.log(2) / 2, (1 + 2**-0.5) / 2], dtype=torch.float32))
     # both signs of both photos lie one deviation from their mean: z = (1, 1) and (-1, -1)
@@ -29,7 +32,7 @@ def test_known_by_hand():
 def test_the_length_of_features_and_shifted_logits_change_nothing():
     torch.manual_seed(0)
     known, features, logits = Known(3, 8), torch.rand(9, 8), torch.randn(9, 3)
-    known.means.copy_(features[:3])
+    known.means.copy_(features[:3].repeat(CENTRES, 1))
     known.set_scale(known.signs(features, logits))
     torch.testing.assert_close(known(7 * features, logits + 5), known(features, logits))
 
@@ -46,11 +49,43 @@ def learnt(drawn, accelerator):
     return model, loader, *fitting.learn_trust(model, loader, labels, loader, labels, accelerator)
 
 
-def test_the_means_are_those_of_each_class(learnt):
+def test_the_centres_are_those_of_each_class_s_photos(learnt):
     model, loader, *_ = learnt
     with torch.inference_mode():
         features = torch.cat([model.features(images.flatten(0, -4)) for images, _, _ in loader])
-    torch.testing.assert_close(model.known.means, features.view(5, 12, -1).mean(1), atol=1e-5, rtol=1e-4)
+    features = torch.nn.functional.normalize(features).view(5, 12, -1)
+    centres = model.known.means.view(5, CENTRES, -1)
+    for photos, own in zip(features, centres, strict=True):
+        nearest = torch.cdist(photos, own).argmin(1)
+        assert len(nearest.unique()) == CENTRES
+        torch.testing.assert_close(own, torch.stack([photos[nearest == j].mean(0) for j in range(CENTRES)]), atol=1e-5, rtol=1e-4)
+
+
+def test_a_class_of_two_looks_knows_both_and_nothing_in_between():
+    features = np.repeat([[1.0, 0], [0, 1], [-1, 0]], 20, axis=0).astype(np.float32)
+    labels = np.repeat([0, 0, 1], 20)
+    labels[-1] = 2                                                          # a class of one photo
+    known = Known(4, 2)                                                     # and one without
+    known.means.copy_(torch.from_numpy(fitting.class_centres(features, labels, 4)))
+    near = known.signs(torch.tensor([[1.0, 0], [0, 1], [1, 1], [-1, 0]]), torch.zeros(4, 4))[:, 1]
+    torch.testing.assert_close(near, torch.tensor([1, 1, 2**-0.5, 1]))
+    assert (known.means.view(4, CENTRES, 2)[2] == torch.tensor([-1.0, 0])).all()
+    assert (known.means.view(4, CENTRES, 2)[3] == 0).all()
+
+
+def test_a_checkpoint_of_before_there_were_several_centres_answers_as_it_did(run, drawn, tmp_path):
+    saved = {name: value for name, value in checkpoint.load(run / "best.pt").items() if name != "format"}
+    several = saved["weights"]["known.means"]
+    checkpoint.save(tmp_path / "old.pt", saved | {"weights": saved["weights"] | {"known.means": several[::CENTRES].clone()}})
+    checkpoint.save(tmp_path / "same.pt", saved | {"weights": saved["weights"] | {"known.means": several[::CENTRES].repeat(CENTRES, 1)}})
+    paths = sorted(drawn.rglob("*.jpg"))[:9]
+    last = {name: value for name, value in checkpoint.load(run / "last.pt").items() if name != "format"}
+    last["learner"] = last["learner"] | {"known.means": several[::CENTRES].clone()}
+    checkpoint.save(tmp_path / "last.pt", last)                             # such a run goes on
+    assert checkpoint.load(tmp_path / "last.pt")["learner"]["known.means"].shape == several.shape
+    old, same, new = (Predictor(file).answers(paths)[1] for file in (tmp_path / "old.pt", tmp_path / "same.pt", run / "best.pt"))
+    np.testing.assert_allclose(old, same, atol=1e-6)
+    assert not np.allclose(old, new)
 
 
 def test_the_limit_calls_one_photo_in_twenty_unknown(learnt, accelerator):
@@ -71,7 +106,7 @@ def test_a_class_whose_photos_are_all_gone_by_the_end_has_no_mean_and_breaks_no_
     paths = [tmp_path / "gone.jpg"] * 12 + loader.dataset.paths[12:]
     torn = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(60, 16), 0)
     fitting.learn_trust(model, torn, torch.arange(60) // 12, loader, torch.arange(60) // 12, accelerator)
-    assert (model.known.means[0] == 0).all()
+    assert (model.known.means[:CENTRES] == 0).all()
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
 
 

@@ -29,7 +29,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
          workers: int = -1) -> None:
     """The mean of the checkpoints' weights (Wortsman et al. 2022, arXiv 2203.05482), judged on their validation photos.
 
-    Where their splits differ, as folds' do, no photo is left to judge the mean by, and its temperature and limit are the means of theirs.
+    Where their splits differ, as folds' do, no photo is left to judge the mean by: its temperature is the mean of theirs, and what is
+    known to it, the first's.
     Raises CheckpointError.
 
     Args:
@@ -70,7 +71,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
 
     def loader_of(side: str, views: RandomViews | FixedViews):
         paths = table.path[table.side == side]
-        return make_loader(Photos(paths, views, 0, views.min_side), Batches(len(paths), max(1, batch // views.count)), workers)
+        return make_loader(Photos(paths, views, 0, views.min_side), Batches(len(paths), max(1, batch // views.count), 0), workers)
 
     val_loader = loader_of("val", FixedViews(size, crop))
     by_batch = any(not other["config"]["keep_batchnorm"] or other["config"]["weights"] == "none" for other in saved)
@@ -94,8 +95,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
 
     if not one_split:
         mix(*(other["weights"] for other in saved))
-        trusted = {name: float(np.mean([other[name] for other in saved])) for name in ("temperature", "known_limit")}
-        checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit(saved), **trusted})
+        temperature = float(np.mean([other["temperature"] for other in saved]))
+        checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit(saved), "temperature": temperature})
         print(f"{out}: the mean of {len(saved)} models; no score, as each photo was learnt from by some of them")
         return
     alone = [accuracy(other["weights"]) for other in saved]
@@ -128,9 +129,9 @@ def mean_refit(saved: Sequence[dict]) -> dict[str, torch.Tensor]:
 
 
 def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The mean of each tensor; counters (whole numbers) are the first's."""
-    return {name: torch.stack([other[name] for other in weights]).mean(0) if first.is_floating_point() else first
-            for name, first in weights[0].items()}
+    """The mean of each tensor; counters (whole numbers), and the centres of what is known, which have no order, are the first's."""
+    return {name: torch.stack([other[name] for other in weights]).mean(0)
+            if first.is_floating_point() and not name.startswith("known.") else first for name, first in weights[0].items()}
 
 
 if __name__ == "__main__":
