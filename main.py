@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from config import Config, ConfigError
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds: a misspelt flag, or --help, is answered at once
     options = tyro.cli(Config, description=__doc__)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is: Ctrl-C ends the program without a word
 
 import torch
 from accelerate import PartialState
@@ -70,7 +72,8 @@ def train(config: Config) -> Path:
     say(f"{folder}: {config.model} on {accelerator.device}, {why}")
 
     # The photos, cut into those to learn from and those to judge by.
-    table = engine.from_main(lambda: look_again(config, folder, say) if saved else look_at_photos(listed, config, folder, say), accelerator)
+    table = engine.from_main(lambda: look_again(config, folder, say, "data" in given.differences()) if saved else
+                             look_at_photos(listed, config, folder, say), accelerator)
     classes = sorted(table.label.unique())
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in SIDES}
@@ -181,6 +184,7 @@ def train_and_report(config: Config) -> Path:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     spell_out()
     try:
         if options.dry_run:

@@ -60,7 +60,8 @@ def read_csv(file: Path, needed: Sequence[str] = ("image", "label")) -> dict[str
     except OSError as error:
         raise DataError(f"{file}: cannot be opened ({error.strerror}).") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 text. Save it as CSV UTF-8.") from error
+        raise DataError(f"{file}: not a CSV in UTF-8. Save a table as CSV UTF-8; of a photo, or of an archive once it is unpacked, give "
+                        "the folder.") from error
     except csv.Error as error:
         raise DataError(f"{file}: not a CSV ({error}). Its first line must be image,label or image,label,group.") from error
 
@@ -69,8 +70,9 @@ def _columns(rows: Iterator[list[str]], file: Path, needed: Sequence[str]) -> di
     header = next(rows, [])
     for column in needed:
         if column not in header:
+            commas = " Put commas between the cells, where there are others now." if len(header) == 1 and header[0].count(column) else ""
             raise DataError(f"{file}: no column {column} (found: {shown(', '.join(header)) or 'none'}). "
-                            "Its first line must be image,label or image,label,group.")
+                            f"Its first line must be image,label or image,label,group.{commas}")
         if header.count(column) > 1:
             raise DataError(f"{file}: column {column} twice: which one is meant? Delete the other.")
     folder = "" if file.parent == Path() else str(file.parent)

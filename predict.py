@@ -24,6 +24,8 @@ from photos import DataError, photos_below, read_csv
 from text import INTERRUPTED, class_name, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
 
+PICTURES = (".png", ".jpg", ".pdf", ".svg")
+
 if TYPE_CHECKING:
     from exported import Exported
     from trained import Trained
@@ -114,6 +116,8 @@ def main(options: Options) -> int:
     models = [model for place in places for model in models_of(place)]
     for file in filter(None, (options.csv, options.explain)):
         keep_apart(file, *options.photos, *paths, *models)
+    if options.explain and options.explain.suffix.lower() not in PICTURES:
+        raise WriteError(f"{options.explain}: no kind of picture. Let it end in {', '.join(PICTURES)}.")
     if not options.checkpoint and not options.quiet:
         print(f"model: {places[0]}", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0
@@ -164,6 +168,8 @@ def tell(options: Options, predictor: Predictor, paths: Sequence[str], labels: S
         return
     print(trust.CAUTION)
     told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
+    if any(labels) and not told:
+        print(f"no score: {left_out(labels, told, predictor.classes)}")
     if told and len(set(labels)) > 1:
         try:
             print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
@@ -179,6 +185,8 @@ def find_photos(places: Sequence[Path]) -> tuple[list[str], list[str]]:
     """The photos named by files, folders and CSVs: paths and labels; a label is "" where nothing says it."""
     rows = []
     for place in places:
+        if str(place).startswith(("http:/", "https:/")):
+            raise DataError(f"{place}: an address, not a file. Fetch the photo first, and name the file.")
         if place == Path("-"):
             rows += [(line.rstrip("\r\n"), "") for line in sys.stdin if line.strip()]
         elif place.suffix.lower() == ".csv":
@@ -201,7 +209,7 @@ def newest_checkpoint(runs: Path = Path("runs")) -> Path:
     found = sorted((file for name in ("best.pt", "best.onnx", "oof.csv") for file in runs.glob(f"*/{name}")),
                    key=lambda file: file.stat().st_mtime)
     if not found:
-        raise CheckpointError(f"{runs}/: no trained model in it. Train one with `python main.py`, or pass --checkpoint FILE.")
+        raise CheckpointError(f"{runs.absolute()}: no trained model in it. Train one with `python main.py`, or pass --checkpoint FILE.")
     return found[-1].parent if found[-1].name == "oof.csv" else found[-1]
 
 

@@ -36,15 +36,16 @@ def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd
     return table
 
 
-def photos_of(folder: Path, data: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """A run's photos as its photos.csv has them, and where they are now: below `data`, or where they were. Raises DataError, RunError."""
+def photos_of(folder: Path, data: Path, named: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """A run's photos as its photos.csv has them, and where they are now, as dataset.found_again finds them. Raises DataError, RunError."""
     written = record.read_photos(folder)
-    return written, dataset.found_again(written, data, folder / "photos.csv")
+    return written, dataset.found_again(written, data, folder / "photos.csv", named)
 
 
-def look_again(config: Config, folder: Path, say) -> pd.DataFrame:
-    """The photos of a stopped run; where they are now goes to photos.csv, and what is other than it was to the screen."""
-    table, found = photos_of(folder, config.data)
+def look_again(config: Config, folder: Path, say, named: bool) -> pd.DataFrame:
+    """The photos of a stopped run; where they are now goes to photos.csv, and what is other than it was to the screen. named: as for
+    dataset.found_again."""
+    table, found = photos_of(folder, config.data, named)
     if not found.path.equals(table.path):
         say(f"the photos have moved: {shown(table.path.iloc[0])} is {shown(found.path.iloc[0])} now")
         record.write_table(folder / "photos.csv", found)

@@ -73,7 +73,7 @@ def lock(folder: Path, new: bool) -> FileLock:
         for part in folder.glob(f".{name}.*"):  # a kill came while it was written
             part.unlink()
     if new and any((folder / name).exists() for name in ("last.pt", "val.csv")):  # of a finished one the first may be deleted
-        raise RunError(f"{folder}: holds a run already. Go on with it by --resume {folder}, or give another --out.")
+        raise RunError(f"{folder}: holds a run already. If it was stopped, go on with it by --resume {folder}; else give another --out.")
     theirs = [name for name in WRITTEN if new and (folder / name).exists()]
     if theirs and not is_run(folder):
         raise RunError(f"{folder}: holds a {theirs[0]} that no run wrote, and a run would replace it. Give another --out.")

@@ -38,7 +38,7 @@ def write_report(folder: Path, data: Path | None = None) -> Path:
     if data:
         if not data.exists():
             raise record.RunError(f"--data {data}: no such folder. Give the one that the photos are in now.")
-        photos, found = photos_of(folder, data)
+        photos, found = photos_of(folder, data, named=True)
         val["image"] = val.image.map(dict(zip(photos.path, found.path, strict=True)))
     if not any(os.path.isfile(photo) for photo in val.image):
         raise record.RunError(f"{folder}: none of its {len(val)} validation photos is where it was ({val.image[0]}). Put them back, or "

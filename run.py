@@ -127,5 +127,5 @@ def check_settings(folder: Path, config: Config) -> None:
         other = sorted(knob for knob, value in config.to_dict().items()
                        if value != found[knob] and knob not in (*record.NO_RESULT, "data"))
         if other:
-            raise record.RunError(f"{folder}: was trained with another {', '.join(other)}. Give the settings it began with, or another "
+            raise record.RunError(f"{folder}: was trained with other settings ({', '.join(other)}). Give those it began with, or another "
                                   "--out.")

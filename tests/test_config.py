@@ -1,6 +1,7 @@
 import dataclasses
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -33,6 +34,20 @@ def test_defaults_are_the_entry_s():
 def test_a_value_that_cannot_work_is_named_with_its_remedy(knob, value):
     with pytest.raises(ConfigError, match=f"--{knob.replace('_', '-')} {value}: .+"):
         Config(**{knob: value})
+
+
+@pytest.mark.parametrize(("knob", "value", "wanted"), [
+    ("refit", "off", "True or False"), ("asam", 1, "True or False"), ("sam_every", 1.5, "a whole number"),
+    ("epochs", True, "a whole number"), ("batch", None, "a whole number"), ("lr", "0.008", "a number"), ("rho", False, "a number"),
+    ("model", None, "text in quotes"), ("data", 5, "a path"), ("data", None, "a path")])
+def test_a_value_of_another_kind_is_refused_and_not_taken_for_one(knob, value, wanted):
+    with pytest.raises(ConfigError, match=f"--{knob.replace('_', '-')} {value!r}: use {wanted}"):
+        Config(**{knob: value})
+
+
+def test_a_path_may_be_written_as_text_and_a_number_without_its_point():
+    config = Config(data="photos", out="runs/mine", cache=20)
+    assert (config.data, config.out, config.resume, config.cache) == (Path("photos"), Path("runs/mine"), None, 20)
 
 
 def test_a_tracker_s_name_from_a_stranger_s_checkpoint_runs_nothing(tmp_path, monkeypatch):

@@ -141,7 +141,8 @@ def test_a_folder_s_photos_csv_is_used_for_its_groups(tmp_path):
     ("image,label\nx/a/0.jpg\n", "row 2: label is empty"), ("image,label\nx/a/0.jpg,a,b\n", "row 2: more cells than columns"),
     ("image,label\n" + "x" * 200_000, "not a CSV"), ("image,label,label\nx,a,b\n", "column label twice"),
     ("image,label,side\nx/a/0.jpg,a,Test\n", "row 2: side Test. Use train, val or test, or leave it empty"),
-    ("photo,label\nx,y\n", r"no column image \(found: photo, label\)"),
+    ("photo,label\nx,y\n", r"no column image \(found: photo, label\)[^,]+,label or image,label,group\.$"),
+    ("image;label\nx;y\n", r"no column image \(found: image;label\).+group\. Put commas between the cells"),
     ("image,label\nnone.jpg,a\n", r"row 2: no such photo none.jpg \(looked in"), ("image,label\nx/a/0.jpg,\n", "row 2: label is empty"),
     ("image,label\nx/a/0.jpg,a\n", "all photos are of one class, a")])
 def test_a_csv_that_cannot_be_used_is_named_with_row_and_remedy(tmp_path, text, message):
@@ -153,7 +154,7 @@ def test_a_csv_that_cannot_be_used_is_named_with_row_and_remedy(tmp_path, text, 
 
 def test_a_csv_in_another_encoding(tmp_path):
     (tmp_path / "t.csv").write_bytes("image,label\nä.jpg,b\n".encode("latin-1"))
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="t.csv: not a CSV in UTF-8. Save a table as CSV UTF-8"):
         read_csv(tmp_path / "t.csv")
 
 
@@ -216,10 +217,19 @@ def test_no_photos_says_three_ways_to_get_some(tmp_path):
             load_table(folder)
 
 
-def test_photos_one_folder_further_down_are_pointed_at(tmp_path):
-    make_photos(tmp_path / "set", {"a": 1, "b": 1})
-    with pytest.raises(DataError, match=r"pass --data .*set"):
+@pytest.mark.parametrize("deep", ["set", "x/y/set"])
+def test_photos_some_folders_further_down_are_pointed_at(tmp_path, deep):
+    make_photos(tmp_path / deep, {"a": 1, "b": 1})
+    with pytest.raises(DataError, match=f"pass --data .*{deep}\\.$"):
         load_table(tmp_path)
+
+
+@pytest.mark.parametrize("inside", ["Amanita", "train"])
+def test_photos_in_no_class_folder_are_counted(tmp_path, inside):
+    make_photos(tmp_path, {inside: 3})
+    folder = tmp_path if inside == "train" else tmp_path / inside
+    with pytest.raises(DataError, match=f"3 photos lie in no class folder, e.g. .*0.jpg: .* if {folder.name} is a class itself, pass the"):
+        load_table(folder)
 
 
 @pytest.mark.parametrize("name", ["image", "label", "fold", "unknown", "deadly"])

@@ -22,7 +22,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT, SMALL, make_photos
 
 import checkpoint
 import dataset
@@ -174,6 +174,16 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
         assert resumed.returncode == 0, printed
         assert f"look: {out / 'report.html'}" in printed
     assert torch.equal(weights_of(out), weights_of(reference))
+
+
+def test_ctrl_c_while_torch_is_loaded_ends_without_a_word():
+    code = ("import builtins, runpy, signal, sys; sys.argv = ['main.py']; load = builtins.__import__\n"
+            "def watched(name, *rest, **more):\n"
+            "    if name == 'checkpoint':\n        signal.raise_signal(signal.SIGINT)\n"
+            "    return load(name, *rest, **more)\n"
+            "builtins.__import__ = watched; runpy.run_path('main.py', run_name='__main__')")
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_ctrl_c_while_the_head_is_fitted_says_to_begin_again(small_config):
@@ -349,6 +359,8 @@ def test_a_run_goes_on_where_it_and_its_photos_were_moved_to(small_config, drawn
     config = dataclasses.replace(small_config, data=photos if told else Path("photos"), epochs=1)
     reference = main.train(dataclasses.replace(config, out=tmp_path / "never stopped"))
     stop_after(monkeypatch, dataclasses.replace(config, out=Path("work/run")), 2)
+    with pytest.raises(DataError, match="others: holds none of the photos of work/run/photos.csv, which are where they were"):
+        main.train(Config(resume=Path("work/run"), data=make_photos(tmp_path / "others", {"a": 3, "b": 3})))
     shutil.copytree(here, there)
     shutil.rmtree(here)
     monkeypatch.chdir(there)
@@ -409,13 +421,13 @@ def test_a_lock_clears_away_what_a_kill_left_half_written_and_folds_go_on_with_a
     assert [file.name for file in (tmp_path / "run").glob(".*.pt.*")] == [".mine.pt.bak"]  # not the program's to delete
     config = Config.from_dict(checkpoint.load(run / "best.pt")["config"])
     check_settings(run, dataclasses.replace(config, cache=2.0))  # changes no result: folds go on with it
-    with pytest.raises(RunError, match="another lr"):
+    with pytest.raises(RunError, match=r"other settings \(lr\)"):
         check_settings(run, dataclasses.replace(config, lr=0.5))
     settings = json.loads((tmp_path / "run" / "config.json").read_text())
     del settings["config"]["mixup_end"]  # a run of before there was that knob
     (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
     check_settings(tmp_path / "run", config)
-    with pytest.raises(RunError, match="another mixup_end"):
+    with pytest.raises(RunError, match=r"other settings \(mixup_end\)"):
         check_settings(tmp_path / "run", dataclasses.replace(config, mixup_end=0.5))
 
 
@@ -765,7 +777,7 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
     counted.write_bytes(kept)
     main.train_each_fold(config, main.train)  # all is there
     assert "accuracy of 3 folds:" in capsys.readouterr().out
-    with pytest.raises(RunError, match="another lr"):
+    with pytest.raises(RunError, match=r"other settings \(lr\)"):
         main.train_each_fold(dataclasses.replace(config, lr=0.5), main.train)
 
 

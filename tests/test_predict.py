@@ -16,6 +16,7 @@ import predict
 import trained
 from answers import left_out
 from checkpoint import CheckpointError, WriteError
+from photos import DataError
 from predict import Options, Predictor
 from text import as_program, sentence
 
@@ -393,6 +394,14 @@ def test_a_folder_that_is_missing_is_told_before_any_photo_is_asked(run, photo, 
 def test_a_table_to_ask_may_have_any_columns_beside_its_own(photo, tmp_path):
     (tmp_path / "t.csv").write_text(f"image,side\n{photo},gills\n")
     assert predict.find_photos([tmp_path / "t.csv"]) == ([str(photo)], [""])
+
+
+def test_an_address_and_an_odd_picture_are_refused_before_a_model_is_opened(run, photo, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "Predictor", lambda *_, **__: pytest.fail("a model is opened"))
+    with pytest.raises(DataError, match="https:/example.org/a.jpg: an address, not a file. Fetch the photo first"):
+        predict.main(Options((Path("https://example.org/a.jpg"),), checkpoint=(run / "best.pt",)))
+    with pytest.raises(WriteError, match="why.xyz: no kind of picture. Let it end in .png, .jpg, .pdf, .svg."):
+        predict.main(Options((photo,), checkpoint=(run / "best.pt",), explain=tmp_path / "why.xyz"))
 
 
 def test_the_newest_model_is_named_as_it_would_be_given(run, photo, tmp_path, monkeypatch, capsys):

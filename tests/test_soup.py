@@ -49,10 +49,10 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
     assert "head.weight" in checkpoint.load(tmp_path / "same.pt")["weights"]
     other = {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"} | {"classes": list("abcdefghi"), "notes": {}}
     checkpoint.save(tmp_path / "other.pt", other)
-    with pytest.raises(CheckpointError, match="other.pt: has another classes"):
+    with pytest.raises(CheckpointError, match="other.pt: differs from .*best.pt in its classes"):
         soup.main((runs[0], tmp_path / "other.pt"), out=tmp_path / "soup.pt")
     checkpoint.save(tmp_path / "cosine.pt", {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"} | {"cosine": 64.0})
-    with pytest.raises(CheckpointError, match="cosine.pt: has another cosine"):
+    with pytest.raises(CheckpointError, match="cosine.pt: differs from .*best.pt in its cosine"):
         soup.main((runs[0], tmp_path / "cosine.pt"), out=tmp_path / "soup.pt")
     odd = {k: v for k, v in checkpoint.load(runs[1]).items() if k != "format"}
     checkpoint.save(tmp_path / "odd.pt", odd | {"refit": {}, "weights": odd["weights"] | {"head.weight": torch.zeros(3, 5)}})

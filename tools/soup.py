@@ -48,7 +48,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     for path, other in zip(checkpoints, saved, strict=True):
         for what in ("model", "cosine", "covariance", "classes", "image_size", "crop"):
             if other[what] != saved[0][what]:
-                raise CheckpointError(f"{path}: has another {what} than {checkpoints[0]}. Average models that differ in weights alone.")
+                raise CheckpointError(f"{path}: differs from {checkpoints[0]} in its {what}. Average models that differ in weights alone.")
         if shapes(other["weights"]) != shapes(saved[0]["weights"]):
             raise CheckpointError(f"{path}: its weights do not fit those of {checkpoints[0]}: one was changed or is broken.")
         if not same_directions(other["weights"], saved[0]["weights"]):
