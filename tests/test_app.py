@@ -86,6 +86,8 @@ def test_a_port_that_is_taken_is_told(run):
     pytest.importorskip("gradio")
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(ValueError, match="cannot be opened .* Give another --port"):
         tools_app.main(tools_app.Options((run / "best.pt",), port=other.getsockname()[1]))
+    with pytest.raises(ValueError, match="cannot be opened at 127.0.0.1, port 99999: .* Give another --port"):
+        tools_app.main(tools_app.Options((run / "best.pt",), port=99999))
 
 
 def test_a_page_from_an_export_alone_has_no_heat_maps(run, drawn, monkeypatch, capsys):

@@ -121,7 +121,7 @@ def main(options: Options) -> None:
             server_name=options.host, server_port=options.port or None, max_file_size=LARGEST,
             ssr_mode=False,  # a second server, in Node, that has let strangers use its owner's token (CVE-2026-134825)
             theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]), footer_links=[])  # no fonts from the net
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # a port of 99999
         raise ValueError(f"the page cannot be opened at {options.host}, port {options.port}: another program has it, or that is no address "
                          "of this machine. Give another --port, or --host.") from error
 

@@ -65,12 +65,12 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
     starred = runs.where(~marks, runs + "*").loc[listed]
     with pd.option_context("display.width", None, "display.max_colwidth", None, "display.unicode.east_asian_width", True):
         print(starred.to_string(index=False))
-    print(f"* the best of its column. In all runs: {same or 'the defaults'}")
+    print(f"* the best of its column. In all runs: {same or 'the defaults, but for what the columns say'}")
     plots.scores(picture, points, runs.no[points.index].tolist())
     write_page(out, "Runs side by side",
                section("Score and time", "Each number is a run of the table; the line joins those that none beats in both.",
                        image(picture, f"{score} against minutes")),
-               section("All runs", f"Best first, the best of each column marked. In all runs: {same or 'the defaults'}.",
+               section("All runs", f"Best first, the best of each column marked. In all runs: {same or 'the defaults, but for what the columns say'}.",
                        table(runs.loc[listed], marks.loc[listed])))
     print(out)
 
