@@ -13,7 +13,7 @@ from config import Config, ConfigError
 
 if __name__ == "__main__":  # before torch is loaded, which takes seconds: a misspelt flag, or --help, is answered at once
     options = tyro.cli(Config, description=__doc__)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is: Ctrl-C ends the program without a word
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it is: ends the program without a word
 
 import torch
 from accelerate import PartialState
@@ -184,7 +184,7 @@ def train_and_report(config: Config) -> Path:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, on_ctrl_c)
     spell_out()
     try:
         if options.dry_run:

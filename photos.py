@@ -45,7 +45,7 @@ def photos_below(folder: Path) -> list[Path]:
             inner.clear()
             continue
         entered.add(os.path.realpath(place))
-        inner[:] = [name for name in inner if not name.startswith(".")]
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
         found += [Path(place, name) for name in names if is_photo(Path(name)) and Path(place, name).is_file()]
     return sorted(found)
 
