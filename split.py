@@ -47,6 +47,8 @@ def split(table: pd.DataFrame, fold: int, folds: int, seed: int) -> pd.DataFrame
     photos are one find, say, validates nothing instead. Raises DataError if a class has no photo, or none is left to validate.
     """
     side = table.side.where(table.error == "", "")
+    if (table.error != "").all():
+        raise DataError("no photo can be read.")
     for name in ("val", "test"):
         if (table.side == name).any() and not (side == name).any():
             raise DataError(f"none of the photos of {name} can be read: put others in their place, or take them away.")
