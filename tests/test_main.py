@@ -177,7 +177,8 @@ def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed
 
 
 def test_ctrl_c_while_torch_is_loaded_ends_without_a_word():
-    code = ("import builtins, runpy, signal, sys; sys.argv = ['main.py']; load = builtins.__import__\n"
+    code = ("import builtins, runpy, signal, sys; sys.argv = ['main.py']; load = builtins.__import__; "
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "def watched(name, *rest, **more):\n"
             "    if name == 'checkpoint':\n        signal.raise_signal(signal.SIGINT)\n"
             "    return load(name, *rest, **more)\n"
@@ -713,7 +714,10 @@ def test_photos_that_cannot_be_read_are_named_where_too_few_are_left(small_confi
         (tmp_path / "phone" / name).mkdir(parents=True)
         for number in range(3):
             (tmp_path / "phone" / name / f"{number}.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    with pytest.raises(dataset.DataError, match=r"lower --folds\. 6 of 6 photos cannot be read, e\.g\. .*0\.heic: not a photo"):
+    with pytest.raises(dataset.DataError, match=r"no photo can be read\. 6 of 6 photos cannot be read, e\.g\. .*0\.heic: not a photo"):
+        main.train(dataclasses.replace(small_config, data=tmp_path / "phone"))
+    make_photos(tmp_path / "phone", {"c": 3})
+    with pytest.raises(dataset.DataError, match=r"lower --folds\. 6 of 9 photos cannot be read, e\.g\. .*0\.heic: not a photo"):
         main.train(dataclasses.replace(small_config, data=tmp_path / "phone"))
 
 

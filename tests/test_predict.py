@@ -244,7 +244,7 @@ def test_a_csv_that_is_a_link_stays_one_and_what_is_no_file_is_refused_at_once(r
 
 
 def test_ctrl_c_is_no_error_on_the_screen():
-    code = ("import runpy, signal, sys, photos; sys.argv[1:] = ['photos.csv']; "
+    code = ("import runpy, signal, sys, photos; sys.argv[1:] = ['photos.csv']; signal.signal(signal.SIGINT, signal.default_int_handler); "
             "photos.read_csv = lambda *_, **__: signal.raise_signal(signal.SIGINT); runpy.run_path('predict.py', run_name='__main__')")
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (process.returncode, process.stdout, process.stderr) == (130, "", "")

@@ -8,11 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from config import Config
-from dataset import load_table
 from photos import DataError
-from prepare import cut
-from split import describe, find_trouble, split
+from split import describe, split
 
 
 def test_train_val_and_test_folders_are_kept_as_they_are(tmp_path):
@@ -86,15 +83,6 @@ def test_photos_that_should_judge_and_cannot_be_read_are_not_replaced_by_others(
         (tmp_path / side / label / "1.heic").write_bytes(b"....ftypheic")
     with pytest.raises(DataError, match=f"none of the photos of {side} can be read"):
         ready(tmp_path)
-
-
-def test_photos_none_of_which_can_be_read_are_told_so_first(tmp_path):
-    for label in "ab":
-        (tmp_path / label).mkdir()
-        (tmp_path / label / "1.heic").write_bytes(b"....ftypheic")
-    config = Config(data=tmp_path)
-    with pytest.raises(DataError, match="^no photo can be read. 2 of 2 photos cannot be read, e.g. .*1.heic: "):
-        cut(find_trouble(load_table(tmp_path)), config)
 
 
 def test_classes_of_one_find_each_leave_nothing_to_validate():
