@@ -207,7 +207,7 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
             answers = ask(answers_to, to_device(images.flatten(0, -4), accelerator), accelerator)  # (B, V, 3, S, S) or (B, 3, S, S)
             answers = answers.view(len(index), -1, num_classes + 1).mean(1).cpu()
             errors.update(dict.fromkeys(index[~answers.isfinite().all(1)].tolist(), NOT_FINITE))
-            found.append((index.numpy(), answers.numpy()))
+            found.append((index.numpy().copy(), answers.numpy()))  # a worker's own keeps a file open
         tick(len(index) + len(failed))
     table = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32)
     for index, answers in gather_object(found):
