@@ -208,9 +208,8 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
 
     Loaders show photos as predict.py sees them, those of many training photos in random order (as for fit_heads); labels int64 by index
-    of photo. Returns the answers to the
-    validation photos at that temperature, float (N, K), NaN where there is none; and "temperature", "known_limit" for the
-    checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
+    of photo. Returns the answers to the validation photos at that temperature, float (N, K), NaN where there is none; and "temperature",
+    "known_limit" for the checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
     known, device = model.known, accelerator.device
     index, features = gathered(some_features(model, train_loader, train_labels, accelerator, tick))

@@ -785,6 +785,13 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
         main.train_each_fold(dataclasses.replace(config, lr=0.5), main.train)
 
 
+def test_each_fold_has_its_report(small_config):
+    printed, _ = command(*flags(dataclasses.replace(small_config, fold=-1, folds=2, epochs=1))).communicate(timeout=240)
+    for fold in range(2):
+        assert f"look: {small_config.out / f'fold{fold}' / 'report.html'}\n" in printed
+        assert (small_config.out / f"fold{fold}" / "report.html").is_file()
+
+
 def test_ctrl_c_between_the_epochs_of_folds_says_how_to_go_on(small_config, capsys):
     def interrupted(config: Config) -> Path:
         raise KeyboardInterrupt

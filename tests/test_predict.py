@@ -144,6 +144,9 @@ def test_photos_that_no_score_counts_are_told(run, drawn, tmp_path, capsys):
     assert "on 2 photos" in printed
     assert "3 of 5 photos do not count: of classes that the model does not know (Galerina, russula), or unreadable\n" in printed
     assert left_out(["a", "", "a"], [0], ["a"]) == "1 of 2 photos do not count: unreadable"
+    table.write_text(f"image,label\n{next(drawn.glob('Amanita/*.jpg'))},amanita\n")
+    predict.main(Options((table,), checkpoint=(run / "best.pt",)))
+    assert "no score: 1 of 1 photos do not count: of classes that the model does not know (amanita), or" in capsys.readouterr().out
 
 
 def test_a_photo_that_cannot_be_read_is_an_error_row_and_exit_code_1(run, photo, tmp_path, capsys):
