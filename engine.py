@@ -200,18 +200,18 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
         return torch.cat([(logits / temperature).softmax(1), known[:, None]], 1)
 
     model.eval()
-    found, errors = [], {}
+    table, errors = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32), {}
     for images, index, failed in loader:
         errors.update(failed)
         if len(index):
             answers = ask(answers_to, to_device(images.flatten(0, -4), accelerator), accelerator)  # (B, V, 3, S, S) or (B, 3, S, S)
-            answers = answers.view(len(index), -1, num_classes + 1).mean(1).cpu()
-            errors.update(dict.fromkeys(index[~answers.isfinite().all(1)].tolist(), NOT_FINITE))
-            found.append((index.numpy().copy(), answers.numpy()))  # a worker's own keeps a file open
+            answers = answers.view(len(index), -1, num_classes + 1).mean(1).cpu().numpy()
+            finite = np.isfinite(answers).all(1)
+            table[index[finite]] = answers[finite]  # nothing of a batch is kept: it would hold a worker's file, and memory, in pieces
+            errors.update(dict.fromkeys(index[~finite].tolist(), NOT_FINITE))
         tick(len(index) + len(failed))
-    table = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32)
-    for index, answers in gather_object(found):
-        table[index] = np.where(np.isfinite(answers).all(1, keepdims=True), answers, np.nan)
+    for other in gather_object([table]):
+        table = np.where(np.isnan(table), other, table)
     for other in gather_object([errors]):
         errors.update(other)
     return table[:, :-1], table[:, -1], errors
