@@ -22,6 +22,7 @@ except ImportError as error:
     raise CheckpointError(f"an exported model needs onnxruntime ({error}). Run pip install onnxruntime, or ask a best.pt.") from error
 
 FORMAT = 1  # of the properties that tools/export.py writes beside the network
+QUEUED = 500  # photos at a time: each that waits takes 2 KB
 PROPERTIES = ("format", "classes", "image_size", "crop", "temperature", "known_limit", "notes")
 
 
@@ -48,12 +49,13 @@ class Exported:
         cv2.setNumThreads(0)  # the workers are the parallelism
         table, errors = np.full((len(paths), len(self.classes) + 1), np.nan, np.float32), {}
         with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            for i, answer in enumerate(pool.map(self._one, paths)):
-                if isinstance(answer, str):
-                    errors[i] = answer
-                else:
-                    table[i] = answer
-                tick(1)
+            for start in range(0, len(paths), QUEUED):
+                for i, answer in enumerate(pool.map(self._one, paths[start:start + QUEUED]), start):
+                    if isinstance(answer, str):
+                        errors[i] = answer
+                    else:
+                        table[i] = answer
+                    tick(1)
         return table[:, :-1], table[:, -1], errors
 
     def _one(self, path: str) -> np.ndarray | str:
