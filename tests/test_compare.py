@@ -28,6 +28,13 @@ def test_only_knobs_that_differ_have_a_column_and_scores_stay_in_theirs(experime
     assert runs.test_accuracy.tolist() == ["", "", "0.6"]
 
 
+def test_where_nothing_in_common_differs_from_the_defaults_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in "ab":
+        record.add_experiment(f"runs/{name}", Config(data=Path(name)).to_dict(), {"val_accuracy": "0.5"}, 1.0)
+    assert compare.read_runs(record.EXPERIMENTS)[1] == "the defaults, but for what the columns say"
+
+
 def test_what_was_edited_in_config_py_is_told_apart_from_what_it_was_before(experiments, monkeypatch):
     record.add_experiment("runs/d", Config().to_dict() | {"data": "my photos", "lr": 0.02}, {"val_accuracy": "0.5"}, 1.0)
     monkeypatch.setattr(compare, "Config", functools.partial(Config, lr=0.02))  # its default, from now on

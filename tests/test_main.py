@@ -41,7 +41,7 @@ from predict import Predictor
 from record import RunError
 from report import write_report
 from run import check_settings, resumed
-from tools import export
+from tools import export, soup
 from trained import load_model
 from transforms import RandomViews
 from views import ANSWER_VIEWS
@@ -915,6 +915,22 @@ def test_the_head_learns_from_both_sides_with_the_classes_shares_taken_out(small
     assert [len(loader.dataset) for loader, _ in parts] == [len(labels) for _, labels in parts] == [86, 22]
     for loader, _ in parts:
         assert loader.dataset.min_side == loader.dataset.transform.min_side  # decoded smaller, its near views would be blurred
+
+
+def in_the_table_s_order(loader) -> bool:
+    keys = [index for batch in loader.batch_sampler for _, index in batch]
+    return keys == sorted(keys)
+
+
+def test_of_many_photos_what_is_known_is_learnt_from_some_at_random(small_config, tmp_path, monkeypatch):
+    given, learn = [], main.fitting.learn_trust
+    monkeypatch.setattr(main.fitting, "learn_trust", lambda *arguments: given.append(arguments) or learn(*arguments))
+    best = main.train(dataclasses.replace(small_config, epochs=0)) / "best.pt"
+    soup.main((best, best), out=tmp_path / "soup.pt", workers=0)
+    for _, train_loader, *_ in given:  # main.py's and the soup's
+        assert len(train_loader.dataset) == 86
+        assert not in_the_table_s_order(train_loader)
+    assert len(given) == 2
 
 
 def test_the_last_epochs_may_do_without_mixup(small_config, monkeypatch):
