@@ -5,6 +5,7 @@ Imports little at the top, as predict.py does, so that an exported model answers
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -71,7 +72,9 @@ def left_out(labels: Sequence[str], counted: Sequence[int], classes: Sequence[st
 
 
 def no_score(paths: Sequence[str], runs: Sequence[Path]) -> str:
-    """A warning where one of the runs learnt from photos of these, or was picked by them, or cannot tell; "" where none did."""
+    """A warning where one of the runs, or of those it began with, learnt from photos of these, or was picked by them, or cannot tell;
+    "" where none did."""
+    runs = [run for last in runs for run in lineage(last)]
     learnt = set().union(*map(learnt_from, runs))
     seen = sum(not learnt.isdisjoint(_marks(path)) for path in paths)
     these = "these photos" if seen == len(paths) else f"{seen} of these photos"
@@ -79,6 +82,20 @@ def no_score(paths: Sequence[str], runs: Sequence[Path]) -> str:
         return f"not a fair score: the model learnt from {these}, or was chosen by them"
     silent = next((run for run in runs if not (run / "photos.csv").is_file()), None)
     return f"a fair score? {silent} holds no photos.csv, which says what the model learnt from" if silent else ""
+
+
+def no_score_after(weights: str, paths: Sequence[str]) -> str:
+    """no_score of a run that begins with those --weights: a best.pt is another run's; the rest, as far as one can tell, never met them."""
+    return no_score(paths, [Path(weights).parent]) if weights.endswith(".pt") else ""
+
+
+def lineage(run: Path) -> list[Path]:
+    """The run, and those whose backbone it began with, by --weights RUN/best.pt, the last first."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of what anybody may have written
+        weights = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["weights"])
+        if weights.suffix == ".pt" and weights.parent != run:
+            return [run, *lineage(weights.parent)]
+    return [run]
 
 
 def learnt_from(folder: Path) -> set:

@@ -34,7 +34,7 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     if config.out and (config.out / "fold0" / "photos.csv").exists():
         _, found = photos_of(config.out / "fold0", config.data)
         changed = dataset.changes(found, config.data)
-        if changed or {*zip(found.path, found.label, strict=True)} != {*zip(table.path, table.label, strict=True)}:
+        if changed or not same_photos(found, table):
             raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put them back, or give another --out.")
     else:
         engine.from_main(lambda: check_folds(table, config), accelerator)
@@ -61,3 +61,10 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
     accelerator.on_main_process(print)("\n".join([*lines, f"now, all folds' models together: python predict.py PHOTO --checkpoint {run}"]))
     return run
+
+
+def same_photos(begun: pd.DataFrame, table: pd.DataFrame) -> bool:
+    """Whether a begun fold's table, which is cut, says of each photo what the whole table says: its label, find and whether it tests."""
+    before, now = ({*zip(of.path, of.label, of.group, strict=True)} for of in (begun, table))
+    tests, tested = ({*of.path[of.side == "test"]} for of in (table, begun))
+    return before == now and tested <= tests and tests.isdisjoint(begun.path[begun.side.isin(["train", "val"])])

@@ -17,6 +17,7 @@ import engine
 import fitting
 import metrics
 import record
+from answers import no_score_after
 from config import Config
 from console import Bar
 from model import add_to_head
@@ -128,6 +129,8 @@ class Judge:
                 tell(sentence(error))  # the run is whole without its row
         self.say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
                  f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
+        met = no_score_after(config.weights, table.path[table.side == "val"])
+        unseen = f"({met})" if met else "it did not learn from"
         tell(f"best: {chosen}; with {ANSWER_VIEWS} views, as predict.py asks, accuracy {scores['val_accuracy']:.4f}, "
-             f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos it did not learn from\n{SINCE if run.refit else ''}"
+             f"macro-F1 {scores['val_macro_f1']:.4f} on {len(labels['val'])} photos {unseen}\n{SINCE if run.refit else ''}"
              f"now: python predict.py PHOTO --checkpoint {run.folder / 'best.pt'}")

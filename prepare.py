@@ -18,6 +18,7 @@ import dataset
 import engine
 import pictures
 import record
+from answers import no_score_after
 from config import Config
 from device import memory_ran_out, to_device
 from mixup import mixup
@@ -31,7 +32,8 @@ from text import shown
 def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd.DataFrame:
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
     table = cut(examined(table, config.quiet), config)
-    say("\n".join(filter(None, [describe(table), dataset.unused(config.data, table)])))
+    met = no_score_after(config.weights, table.path[table.side == "val"])
+    say("\n".join(filter(None, [describe(table), dataset.unused(config.data, table), met and f"--weights {config.weights}: {met}"])))
     record.write_table(folder / "photos.csv", table.assign(bytes=dataset.file_sizes(table.path)))
     return table
 

@@ -33,7 +33,7 @@ import metrics
 import model
 import prepare
 import record
-from answers import learnt_from
+from answers import learnt_from, lineage, no_score
 from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
@@ -824,10 +824,11 @@ def test_folds_go_on_where_their_photos_were_moved_to(small_config, drawn, tmp_p
     monkeypatch.chdir(tmp_path)
     main.train_each_fold(dataclasses.replace(config, data=Path("data")), main.train)
     assert sorted(pd.read_csv(run / "oof.csv").image) == sorted(map(str, after.rglob("*.jpg")))
-    table = dataset.load_table(after)
-    record.write_table(after / "other.csv", table.assign(image=table.path, label=table.label.to_numpy()[::-1])[["image", "label"]])
-    with pytest.raises(RunError, match="its folds would be of different photos"):
-        main.train_each_fold(dataclasses.replace(config, data=after / "other.csv"), main.train)
+    table = dataset.load_table(after).rename(columns={"path": "image"})
+    for changed in ({"label": table.label.to_numpy()[::-1]}, {"group": "one find"}, {"side": ["test"] + [""] * (len(table) - 1)}):
+        record.write_table(after / "other.csv", table.assign(**changed))
+        with pytest.raises(RunError, match="its folds would be of different photos"):
+            main.train_each_fold(dataclasses.replace(config, data=after / "other.csv"), main.train)
 
 
 def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):
@@ -836,6 +837,24 @@ def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_
     with pytest.raises(DataError, match="--fold -1: .* says itself which photos validate"):
         main.train_each_fold(dataclasses.replace(small_config, data=tmp_path / "photos", fold=-1), main.train)
     assert not small_config.out.exists()
+
+
+def test_where_another_run_s_backbone_has_met_the_photos_the_score_is_not_called_fair(run, small_config, drawn, tmp_path, capsys):
+    begun = main.train(dataclasses.replace(small_config, epochs=0, weights=str(run / "best.pt"), fold=1))
+    warning = "not a fair score: the model learnt from these photos, or was chosen by them"  # another fold of the same
+    printed = capsys.readouterr().out
+    assert f"--weights {run / 'best.pt'}: {warning}\n" in printed
+    assert f"on 22 photos ({warning})\n" in printed
+    copies = shutil.copytree(drawn, tmp_path / "copies")
+    for photo in copies.rglob("*.jpg"):
+        photo.write_bytes(photo.read_bytes() + b"0")  # for all that is known, others
+    main.train(dataclasses.replace(small_config, data=copies, epochs=0, weights=str(begun / "best.pt"), out=tmp_path / "fair"))
+    assert "not a fair score" not in capsys.readouterr().out
+    third = main.train(dataclasses.replace(small_config, epochs=0, weights=str(tmp_path / "fair" / "best.pt"), out=tmp_path / "third"))
+    assert warning in capsys.readouterr().out  # the run before the one before met them
+    assert no_score(record.read_table(run / "photos.csv").path, [third]) == warning
+    (third / "config.json").write_text("{}")
+    assert lineage(third) == [third]
 
 
 def test_photos_that_are_passed_over_are_told(small_config, drawn, tmp_path, capsys):

@@ -21,6 +21,7 @@ from tyro.conf import Positional
 
 import metrics
 import record
+from answers import no_score_after
 from checkpoint import CheckpointError
 from text import as_program
 from tools.export import export
@@ -57,7 +58,7 @@ Names what is on a photo: one of {classes}. A {model} at {size} x {size} pixels,
 
 ## How good it is
 
-On {judged} photos that it did not learn from, eight views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
+On {judged} photos {unseen}, eight views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
 macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}.
 {since}What was kept, and how sure its answers are, was fitted to the same photos, which flatters a little;
 photos of other people and other places are harder.
@@ -143,7 +144,9 @@ def card(run: Path, saved: dict, repo: str, license: str, timm_reads: bool) -> s
     rows = [f"| {shown} | {learnt.get(name, 0)} | {judged:.0f} | {recall:.2f} |"
             for name, shown, (_, recall, _, judged) in zip(classes, names, metrics.per_class(probs, labels), strict=True)]
     dangers = [plain(f"{name}: {note['note']}.") for name, note in saved["notes"].items() if note["danger"] == "deadly"]
+    met = no_score_after(saved["config"]["weights"], photos.path[photos.side == "val"])
     return CARD.format(
+        unseen=f"({met})" if met else "that it did not learn from",
         license=license, title=repo.split("/")[-1], classes=", ".join(names), model=saved["model"], size=saved["image_size"],
         since="Since then its head has learnt from these photos too. " if saved["refit"] else "", learnt=learnt.sum(),
         dangers=" ".join(dangers), judged=len(labels), **scores,
