@@ -27,7 +27,7 @@ from model import full_precision
 from views import HEAD_VIEWS, FixedViews
 
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
-HEAD_ROWS = 20_000  # views of a side that the head is fitted on, at most: B6's are 0.4 GB, and as much while they are put in order
+HEAD_ROWS = 20_000  # views of training photos that the head is fitted on, at most: B6's are 0.4 GB, and as much while they are put in order
 NO_PHOTO = "of the photos to learn from, or to judge by, none can be read: they are gone, or broken. Put them back."
 HEAD_C = 0.06  # inverse L2 strength of the head's fit, a photo: half as much, or twice, changes little (docs/EXPERIMENTS.md)
 
@@ -94,20 +94,22 @@ def fit_heads(model, parts: Sequence[tuple[DataLoader, torch.Tensor]], balance: 
     A random head sends noise down into the pretrained layers until it has learnt; a fitted one lets them keep what they
     know (Kumar et al. 2022, arXiv 2202.10054). parts: loaders of photos in one or many fixed views (the more, the less it learns by
     heart), and their labels int64 (N,). It is fitted to the first part, then to the first two, and so on; returns the weights of each,
-    by name, and leaves the first in the model. A part is read until there are HEAD_ROWS of it and each class is among them; give more
-    than that in random order. balance: the classes' shares are taken out as the loss will put them in (loss.Loss), so that the head
-    begins where it will be held. Raises TrainingError.
+    by name, and leaves the first in the model. A part is read until there are HEAD_ROWS of it, of others than the first in proportion,
+    and each class is among them; give more than that in random order. balance: the classes' shares are taken out as the loss will put
+    them in (loss.Loss), so that the head begins where it will be held. Raises TrainingError.
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
     fit, heads, classes, scale = LogisticRegression(max_iter=1000, warm_start=True), [], len(model.head.weight), 0.0
     features, truth = np.empty((0, model.head.weight.shape[1]), np.float32), np.empty(0, np.int64)
     for loader, labels in parts:
-        index, more = gathered(some_features(model, loader, labels, accelerator, tick))
+        index, more = gathered(some_features(model, loader, labels, HEAD_ROWS * len(labels) / len(parts[0][1]), accelerator, tick))
         check_finite(more, accelerator)
         scale = scale or more.std()
         more /= scale
         features, truth = np.concatenate([features, more]) if heads else more, np.concatenate([truth, labels[index].numpy()])
+        if gone := sorted({*range(classes)} - {*truth.tolist()}):
+            raise TrainingError(f"no photo to learn class {gone[0]} from can be read any more (they count from 0, by name). Put them back.")
         if accelerator.is_main_process:
             views = len(index) / len(np.unique(index))
             with threadpool_limits(1):                                     # many wait for each other: 16 took minutes
@@ -131,10 +133,10 @@ def set_head(head: torch.nn.Module, weight: np.ndarray, bias: np.ndarray, prior:
         head.bias.copy_(torch.from_numpy(bias) - prior)
 
 
-def some_features(model, loader: DataLoader, labels: torch.Tensor, accelerator: Accelerator,
+def some_features(model, loader: DataLoader, labels: torch.Tensor, most: float, accelerator: Accelerator,
                   tick: Callable[[int], None]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Photos int (M,) and features float (M, F) of their views, batch by batch, until there are HEAD_ROWS and each class."""
-    found, rows, wanted, enough = [], 0, set(labels.tolist()), HEAD_ROWS / accelerator.num_processes
+    """Photos int (M,) and features float (M, F) of their views, batch by batch, until there are `most` of all processes and each class."""
+    found, rows, wanted, enough = [], 0, set(labels.tolist()), most / accelerator.num_processes
     for features, index in each_features(model, loader, accelerator, tick):
         if rows >= enough:  # from here on only what is of a class that is still missing
             missing = np.isin(labels[index], list(wanted))
@@ -212,7 +214,7 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     "known_limit" for the checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
     known, device = model.known, accelerator.device
-    index, features = gathered(some_features(model, train_loader, train_labels, accelerator, tick))
+    index, features = gathered(some_features(model, train_loader, train_labels, HEAD_ROWS, accelerator, tick))
     fine = np.isfinite(features).all(1)
     known.means.copy_(torch.from_numpy(class_centres(features[fine], train_labels[index[fine]].numpy(), len(model.head.weight))))
     del features

@@ -77,6 +77,14 @@ def test_features_that_are_not_finite_are_an_error(accelerator, drawn):
         fitting.fit_heads(model, [(loader, torch.arange(9))], "none", accelerator, lambda photos: None)
 
 
+def test_a_class_whose_photos_are_gone_by_the_head_s_fit_is_told(accelerator, drawn):
+    model = build_model(SMALL, 9, "none")
+    paths = ["gone.jpg", *(str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))[1:])]
+    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(9, 8), 0)
+    with pytest.raises(TrainingError, match="no photo to learn class 0 from can be read any more"):
+        fitting.fit_heads(model, [(loader, torch.arange(9))], "none", accelerator, lambda photos: None)
+
+
 @pytest.mark.parametrize("covariance", [0, 4])
 def test_photos_that_are_gone_are_named_as_the_reason(accelerator, covariance):
     model = build_model(SMALL, 9, "none", covariance=covariance)
@@ -106,7 +114,9 @@ def test_of_very_many_photos_a_part_is_enough(accelerator, drawn, monkeypatch, o
 
     monkeypatch.setattr(LogisticRegression, "fit", watched)
     with threadpool_limits(2, "blas"):
-        fitting.fit_heads(model, [(loader, labels)], "none", accelerator, lambda photos: None)
+        less = make_loader(Photos(paths[::4], FixedViews(64, 1.0), 0, 0), Batches(27, 3, 0), 0)
+        fitting.fit_heads(model, [(loader, labels), (less, labels[::4])], "none", accelerator, lambda photos: None)
     assert set(threads) <= {1}  # none where numpy has no BLAS of its own
     assert len(seen[0]) == rows
     assert len(np.unique(seen[1])) == 9
+    assert rows + 12 <= len(seen[2]) <= rows + 12 + 8  # a quarter of 40, in batches of 3, and what classes were missing
