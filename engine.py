@@ -165,15 +165,14 @@ def make_ema(model, decay: float) -> ModelEmaV3:
 
 
 def training_mode(model, keep_batchnorm: bool) -> None:
-    """Training mode; keep_batchnorm: but BatchNorm goes on normalising by the statistics it was pretrained with.
+    """Training mode; keep_batchnorm: but BatchNorm goes on normalising by the statistics it was pretrained with; frozen, it always does.
 
     Statistics of a small batch of other photos shift all features, and the head was fitted on the unshifted ones.
     """
     model.train()
-    if keep_batchnorm:
-        for layer in model.modules():
-            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
-                layer.eval()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and (keep_batchnorm or not layer.weight.requires_grad):
+            layer.eval()
 
 
 def step_rng(seed: int, epoch: int, step: int, process: int = 0) -> np.random.Generator:

@@ -24,9 +24,10 @@ class ExplainError(ValueError):
 
 
 class Explainer:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the backbone's last stage. path: a best.pt, or its export beside it."""
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the backbone's last stage. path: a best.pt, or its export beside it. refit: as
+    for trained.load_model."""
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, refit: bool = True):
         try:
             from pytorch_grad_cam import GradCAM
         except ImportError as error:
@@ -36,7 +37,7 @@ class Explainer:
             weights = weights.with_name(weights.name.removesuffix(".onnx").removesuffix(".int8") + ".pt")
             if not weights.is_file():
                 raise ExplainError(f"{path}: heat maps need {weights.name}, which is not beside it. Pass a best.pt by --checkpoint.")
-        self.model, saved = load_model(weights)
+        self.model, saved = load_model(weights, refit)
         self.size, self.crop, self.name = saved["image_size"], saved["crop"], saved["model"]
         self.min_side = FixedViews(self.size, self.crop).min_side
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -33,7 +33,7 @@ from folds import train_each_fold
 from judging import Judge
 from loss import Loss
 from model import ModelError, build_model, freeze, input_size, parameter_groups
-from photos import SIDES, read_photo
+from photos import SIDES, PhotoError, read_photo
 from prepare import announce_time, check_sizes, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
 from run import Run, last_of, resumed
@@ -43,8 +43,8 @@ from text import sentence, spell_out
 from transforms import RandomViews
 from views import FixedViews
 
-USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, checkpoint.CheckpointError, checkpoint.WriteError,
-               engine.TrainingError, record.RunError)
+USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, PhotoError, checkpoint.CheckpointError,
+               checkpoint.WriteError, engine.TrainingError, record.RunError)
 
 
 def train(config: Config) -> Path:
@@ -88,7 +88,7 @@ def train(config: Config) -> Path:
         min_side = max(views.min_side, least if side == "train" else 0)
         read = cached if min_side <= least else read_photo  # the head's near views need more, and are asked once
         photos = Photos(table.path[table.side == side], views, config.seed, min_side, read)
-        batches = Batches(len(photos), max(1, config.batch // views.count), seed, epochs, **world)
+        batches = Batches(len(photos), max(accelerator.num_processes, config.batch // views.count), seed, epochs, **world)
         return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)
 
     train_loader = loader_of("train", train_views, config.seed, max(1, config.epochs))
@@ -150,7 +150,7 @@ def train(config: Config) -> Path:
 
     with StopRequest(accelerator, folder) as stop:
         train_loader.batch_sampler.start = progress["epoch"] * epoch_steps + progress["step"]
-        batches = iter(train_loader)  # one for all epochs: workers read on while an epoch is judged
+        batches = iter(train_loader if progress["epoch"] < config.epochs else ())  # one for all: workers read on while an epoch is judged
         while progress["epoch"] < config.epochs and not stop():
             alpha = config.mixup if progress["epoch"] < max(1, round(config.mixup_end * config.epochs)) else 0.0
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:

@@ -120,6 +120,8 @@ def main(options: Options) -> int:
         raise WriteError(f"{options.explain}: no kind of picture. Let it end in {', '.join(PICTURES)}.")
     if not options.checkpoint and not options.quiet:
         print(f"model: {places[0]}", file=sys.stderr)
+    if options.explain and len(models) > 1 and not options.quiet:
+        print(f"{options.explain}: its heat maps are of {models[0]} alone, the answers of all", file=sys.stderr)
     workers = options.workers if len(paths) > 1 else 0
     predictor = Predictor(*models, tta=options.tta, tta_random=options.tta_random, batch=options.batch, workers=workers)
     for path, model in zip(predictor.paths, predictor.models, strict=True):

@@ -108,7 +108,7 @@ def mistakes(checkpoint: Path, paths: list[str], labels: np.ndarray, probs: np.n
         return [f"{classes[answers[i]]} {probs[i].max():.0%}\ntruth: {classes[labels[i]]} {probs[i, labels[i]]:.1%}" for i in rows]
 
     try:
-        explainer = Explainer(checkpoint)
+        explainer = Explainer(checkpoint, refit=False)  # what gave the answers of val.csv
         pairs = [explainer(read_named(paths[i], explainer.min_side), answers[i]) for i in worst]
         text, sheet = "The truth got the least probability. The heat shows what spoke for the wrong answer.", reasons_sheet
     except ExplainError as error:

@@ -49,11 +49,13 @@ class Trained:
             return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
 
 
-def load_model(path: Path) -> tuple[Classifier, dict]:
-    """The network of a checkpoint, ready to answer on the CPU, and all that the checkpoint holds. Raises CheckpointError."""
+def load_model(path: Path, refit: bool = True) -> tuple[Classifier, dict]:
+    """The network of a checkpoint, ready to answer on the CPU, and all that the checkpoint holds. refit: its head has learnt from the
+    validation photos too, where the run let it; False = as it was scored. Raises CheckpointError."""
     saved = checkpoint.load(path)
     model = network(path, saved)
-    add_to_head(model, saved["refit"])
+    if refit:
+        add_to_head(model, saved["refit"])
     return model, saved
 
 

@@ -37,6 +37,14 @@ def ours(options: Options, out: Path) -> tuple[pd.DataFrame, pd.DataFrame, float
     return log.assign(seconds=before + 60 * log.minutes), pd.read_csv(out / "photos.csv"), right.mean(), seconds
 
 
+def begin_pretrained(network: torch.nn.Module) -> None:
+    """Our backbone's weights into a peer's, whose own would come from the hub."""
+    from model import build_model
+    missing, strange = network.load_state_dict(build_model(MODEL, 9).backbone.state_dict(), strict=False)
+    assert not strange, strange
+    assert {name.split(".")[0] for name in missing} <= {"classifier"}, missing
+
+
 def fastai(table: pd.DataFrame, epochs: int, rate: float) -> float:
     """fine_tune: one epoch of the head alone, then the rest."""
     from fastai.vision.all import (
@@ -53,12 +61,11 @@ def fastai(table: pd.DataFrame, epochs: int, rate: float) -> float:
         vision_learner,
     )
 
-    from model import build_model
     set_seed(0)
     photos = DataBlock((ImageBlock, CategoryBlock), get_x=ColReader("path"), get_y=ColReader("label"), splitter=ColSplitter(),
                        item_tfms=Resize(460), batch_tfms=[*aug_transforms(size=SIZE, min_scale=0.75), Normalize.from_stats(*NORM.values())])
     learner = vision_learner(photos.dataloaders(table, bs=BATCH), MODEL, pretrained=False, metrics=accuracy)
-    learner.model[0].model.load_state_dict(build_model(MODEL, 9).backbone.state_dict(), strict=False)  # its own would come from the hub
+    begin_pretrained(learner.model[0].model)
     learner.fine_tune(epochs - 1, rate)
     return float(learner.validate()[1])
 
@@ -85,12 +92,9 @@ def timm_loop(table: pd.DataFrame, epochs: int) -> float:
     """What timm's own script does on few photos: all layers from a new head, AdamW, cosine, mixup, erasing."""
     import timm.data
     from timm.loss import SoftTargetCrossEntropy
-
-    from model import build_model
     torch.manual_seed(0)
-    model = build_model(MODEL, table.label.nunique())
     learner = timm.create_model(MODEL, num_classes=table.label.nunique())
-    learner.load_state_dict(model.backbone.state_dict(), strict=False)
+    begin_pretrained(learner)
     photos = DataLoader(Pictures(table, False, train=True), BATCH, shuffle=True, num_workers=2, drop_last=True, persistent_workers=True)
     optimizer = torch.optim.AdamW(learner.parameters(), 5e-4, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-4, total_steps=epochs * len(photos), pct_start=0.1)

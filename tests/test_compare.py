@@ -57,6 +57,7 @@ def test_the_best_of_each_column_is_marked_and_equals_share_it(experiments):
     assert marks.loss.tolist() == [True, False, True]
     assert marks.minutes.tolist() == [True, False, False]
     assert not marks.lr.any()
+    assert not marks.test_accuracy.any()  # nobody is to choose by it
 
 
 def test_the_table_is_printed_best_first_and_the_page_marks_it(experiments, capsys):

@@ -184,6 +184,12 @@ def test_kept_batchnorm_normalises_by_its_own_statistics_in_training_and_learns_
     before = model.get_buffer("backbone.bn1.running_mean").clone()
     model(batch[0])
     assert not torch.equal(model.get_buffer("backbone.bn1.running_mean"), before)
+    model.backbone.bn1.requires_grad_(False)  # by --freeze
+    engine.training_mode(model, keep_batchnorm=False)
+    before = {name: model.get_buffer(f"backbone.{name}.running_mean").clone() for name in ("bn1", "bn2")}
+    model(batch[0])
+    assert {name: torch.equal(model.get_buffer(f"backbone.{name}.running_mean"), mean) for name, mean in before.items()} == {
+        "bn1": True, "bn2": False}
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.1])

@@ -69,10 +69,12 @@ def test_tokens_are_no_picture(tmp_path, rng):
         explain(rng.integers(0, 256, (160, 160, 3), np.uint8), 0)
 
 
-def test_predict_draws_one_answer_large_and_several_as_a_sheet(run, drawn, tmp_path):
+def test_predict_draws_one_answer_large_and_several_as_a_sheet(run, drawn, tmp_path, capsys):
     best, photos = (run / "best.pt",), sorted(drawn.rglob("*.jpg"))[:4]
     predict.main(Options((photos[0],), checkpoint=best, explain=tmp_path / "one.png"))
-    predict.main(Options(tuple(photos), checkpoint=best, explain=tmp_path / "four.png"))
+    assert "heat maps" not in capsys.readouterr().err
+    predict.main(Options(tuple(photos), checkpoint=2 * best, explain=tmp_path / "four.png"))
+    assert f"four.png: its heat maps are of {best[0]} alone, the answers of all\n" in capsys.readouterr().err
     one, four = read_photo(tmp_path / "one.png").shape, read_photo(tmp_path / "four.png").shape
     assert one[1] > 2 * one[0]    # photo, heat map, bars: side by side
     assert four[0] > 0.4 * four[1]  # two rows of three pairs

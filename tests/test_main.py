@@ -44,7 +44,7 @@ from run import check_settings, resumed
 from tools import export, soup
 from trained import load_model
 from transforms import RandomViews
-from views import ANSWER_VIEWS
+from views import ANSWER_VIEWS, FixedViews
 from wise import SHARES
 
 
@@ -516,8 +516,11 @@ def test_the_score_is_taken_before_the_head_learns_from_the_photos_of_the_score(
                                after["weights"]["head.weight"] + after["refit"]["weight"])
 
 
-def test_no_epochs_are_the_fitted_head_alone(small_config, capsys):
+def test_no_epochs_are_the_fitted_head_alone(small_config, capsys, monkeypatch):
+    read, iterate = [], torch.utils.data.DataLoader.__iter__
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", lambda self: read.append(self.dataset.transform) or iterate(self))
     run = main.train(dataclasses.replace(small_config, epochs=0))
+    assert {type(views) for views in read} == {FixedViews}  # no worker augments photos that nobody will learn from
     printed = capsys.readouterr().out
     assert "best: the head alone;" in printed
     assert "on the way" not in printed

@@ -6,13 +6,16 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import checkpoint
 import photos
 import plots
 import record
+import report
 from config import Config
 from dataset import DataError
+from explain import Explainer
 from report import write_report
 from run import resumed
 from tools.publish import publish
@@ -30,6 +33,15 @@ def test_a_report_tells_the_scores_of_the_log_and_needs_no_other_file(run):
     assert text.count("<img") == len(pictures) + 1  # and batch.png
     for knob in ("image_size", "torch", "rho"):
         assert f"<td>{knob}</td>" in text
+
+
+def test_heat_maps_are_of_the_head_that_gave_the_answers(run, monkeypatch):
+    made = []
+    monkeypatch.setattr(report, "Explainer", lambda *given, **more: made.append(Explainer(*given, **more)) or made[-1])
+    write_report(run)
+    scored, answering = checkpoint.load(run / "best.pt")["weights"]["head.weight"], Explainer(run / "best.pt").model.head.weight
+    torch.testing.assert_close(made[0].model.head.weight.cpu(), scored)
+    assert not torch.allclose(answering.cpu(), scored)  # it has learnt from the validation photos since
 
 
 def test_names_cannot_break_the_page(run, drawn, tmp_path):

@@ -53,7 +53,7 @@ def test_twenty_steps_equal_pytorch_optimizer_s(adaptive):
         nn.functional.cross_entropy(other(x), y).backward()
         theirs.second_step(zero_grad=True)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0.01 if adaptive else 1e-6)  # their ASAM has T = |w|, without + 0.01
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-4 if adaptive else 1e-6)  # their ASAM has T = |w|, without + 0.01
 
 
 def test_rho_zero_is_plain_sgd():
