@@ -9,7 +9,6 @@ import time
 
 import pandas as pd
 import pytest
-import torch
 
 import checkpoint
 from photos import PhotoError
@@ -28,7 +27,7 @@ def test_the_long_form_in_small(tmp_path, monkeypatch):
     assert "A table of 2000 rows" in text
     assert "0 crashed, 0 hung, 0 other error" in text
     assert int(re.search(r"(\d+) SIGKILLs", text)[1]) >= 2
-    assert "0 unreadable checkpoints, 0 runs that ended with other weights" in text
+    assert "0 unreadable checkpoints, 0 that ended with another model" in text
     assert "A full disk: not tried" in text or "1 were full, 1 before the first checkpoint; 1 times one sentence said so" in text
 
 
@@ -54,7 +53,7 @@ def test_a_training_that_fails_by_itself_ends_the_count_instead_of_being_tried_f
     """As on a full disk, where the tests once ran until CI's time was over."""
     failing = [*interruptions.NEW[:-1], "--epochs", "-1", "--out"]
     with monkeypatch.context() as patch:
-        patch.setattr(interruptions, "_reference", lambda work: (60, torch.zeros(1)))
+        patch.setattr(interruptions, "_reference", lambda work: (60, ""))
         patch.setattr(interruptions, "NEW", failing)
         with pytest.raises(RuntimeError, match="--epochs -1: a head that is not fitted first"):
             interruptions.kill_and_resume(1, seed=0)
@@ -81,3 +80,16 @@ def test_runs_that_differ_are_told_apart(tmp_path, run):
     log.assign(val_loss=log.val_loss * 1.5).to_csv(other / "log.csv", index=False)
     assert interruptions._apart(run, other) == pytest.approx(0.25)
     assert interruptions._difference(run, other) == pytest.approx(0.5)
+
+
+def test_what_a_run_leaves_to_its_user_is_told_apart(tmp_path, run):
+    other, results = shutil.copytree(run, tmp_path / "other"), interruptions._results(run)
+    assert interruptions._results(other) == results
+    saved = checkpoint.load(run / "best.pt")
+    shifted = {**saved["weights"], "head.bias": saved["weights"]["head.bias"] + 1}
+    for changed in ({"temperature": saved["temperature"] + 0.01}, {"weights": shifted}):
+        checkpoint.save(other / "best.pt", {**saved, **changed})
+        assert interruptions._results(other) != results
+    shutil.copy(run / "best.pt", other)
+    (other / "val.csv").write_text((run / "val.csv").read_text().replace("0.1", "0.2", 1))
+    assert interruptions._results(other) != results

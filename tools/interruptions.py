@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import random
@@ -43,23 +44,26 @@ def kill_and_resume(count: int, seed: int) -> str:
             while not done:
                 process = _start(work, *again, out.name)
                 process.join(rng.uniform(0, length))
-                kills += process.is_alive()
-                if process.exitcode:  # not by us
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+                    kills += 1
+                elif process.exitcode and "has finished" not in (work / "screen.txt").read_text():  # by itself; else all was done by a kill
                     raise RuntimeError((work / "screen.txt").read_text())
-                process.kill()
-                process.join()
+                else:
+                    done = True
                 if (out / "last.pt").exists():
                     again = ["--resume"]
                     try:
-                        done = checkpoint.load(out / "last.pt")["progress"]["epoch"] == EPOCHS  # killed when all but the end was done
+                        checkpoint.load(out / "last.pt")
                     except checkpoint.CheckpointError:
                         unreadable += 1
                         break
             runs += 1
-            different += not done or not torch.equal(_weights(out), reference)
+            different += not done or _results(out) != reference
             shutil.rmtree(out)
     return (f"{kills} SIGKILLs at random moments of a small training, each followed by --resume, until {runs} runs were through: "
-            f"{unreadable} unreadable checkpoints, {different} runs that ended with other weights than the run never killed.")
+            f"{unreadable} unreadable checkpoints, {different} that ended with another model, or other answers, than the one never killed.")
 
 
 def fill_the_disk(most: int) -> str:
@@ -89,23 +93,31 @@ def fill_the_disk(most: int) -> str:
                     process = _start(work, *again, "disk/run")
                     process.join()
                 through = not process.exitcode or "has finished" in (work / "screen.txt").read_text()
-                different += not through or not torch.equal(_weights(disk / "run"), reference)
+                different += not through or _results(disk / "run") != reference
             finally:
                 subprocess.run(["umount", disk], check=True)
     return (f"Disks of 1 to {most} MB: {len(ends)} were full, {', '.join(f'{count} {when}' for when, count in stopped.items())}; "
-            f"{sum(ends)} times one sentence said so, with exit code 1. Given space, {different} of {most} runs ended with other weights "
+            f"{sum(ends)} times one sentence said so, with exit code 1. Given space, {different} of {most} runs ended otherwise "
             "than the run on a large disk.")
 
 
-def _reference(work: Path) -> tuple[float, torch.Tensor]:
-    """Seconds, and the weights, of the training that nothing befalls. The first only warms up the server."""
+def _reference(work: Path) -> tuple[float, str]:
+    """Seconds, and the results, of the training that nothing befalls. The first only warms up the server."""
     for name in ("warm", "reference"):
         began = time.monotonic()
         process = _start(work, *NEW, name)
         process.join()
         if process.exitcode:
             raise RuntimeError((work / "screen.txt").read_text())
-    return time.monotonic() - began, _weights(work / "reference")
+    return time.monotonic() - began, _results(work / "reference")
+
+
+def _results(run: Path) -> str:
+    """One hash of what a run leaves to its user: the model, how far it may be trusted, its answers; and of the last weights."""
+    best = checkpoint.load(run / "best.pt")
+    trust = f"{best['temperature']} {best['known_limit']} {best['kept']}\n".encode()
+    parts = [_weights(run).numpy().tobytes(), _weights(run, "best.pt").numpy().tobytes(), trust, (run / "val.csv").read_bytes()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _start(work: Path, *arguments: str) -> multiprocessing.Process:
@@ -192,5 +204,5 @@ def _apart(one: Path, other: Path) -> float:
     return float((_weights(one) - _weights(other)).abs().max())
 
 
-def _weights(run: Path) -> torch.Tensor:
-    return torch.cat([weight.flatten().double() for weight in checkpoint.load(run / "last.pt")["weights"].values()])
+def _weights(run: Path, name: str = "last.pt") -> torch.Tensor:
+    return torch.cat([weight.flatten().double() for weight in checkpoint.load(run / name)["weights"].values()])
