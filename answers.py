@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from checkpoint import atomic_file
+from files import atomic_file
 from text import shown
 
 

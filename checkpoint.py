@@ -1,16 +1,13 @@
-"""One file a checkpoint: written whole or not at all, and read without running anything in it."""
+"""One file a checkpoint, read without running anything in it."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pickletools
 import re
-import tempfile
-import time
 import zipfile
 from pathlib import Path
 
+from files import atomic_file
 from text import is_name
 from trust import DANGERS
 
@@ -23,10 +20,6 @@ MOST_DIRECTIONS = 256  # as config.py allows: the head sees the square of them
 LARGEST_PHOTO = 2048  # pixels, as config.py allows; a broken or hostile file may ask for more memory than there is
 
 
-class WriteError(ValueError):
-    """A file cannot be written; the message names it, and the old one is still there."""
-
-
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file and the remedy."""
 
@@ -36,74 +29,6 @@ def save(path: Path, checkpoint: dict) -> None:
     import torch  # here, for it takes seconds and an exported model is asked without it
     with atomic_file(path) as file:
         torch.save({"format": FORMAT, **checkpoint}, file)
-
-
-def keep_apart(out: Path, *read: Path | str) -> None:
-    """Raises WriteError if `out` is one of the files that are read."""
-    if os.path.realpath(out) in map(os.path.realpath, read):
-        raise WriteError(f"{out}: is one of the files that are read, and would be lost. Name another file.")
-
-
-def picture_beside(out: Path, *read: Path | str) -> Path:
-    """Where the picture goes that belongs to `out`. Raises WriteError if it would be `out`, or either is one of the files that are read."""
-    picture = out.with_suffix(".png")
-    if out == picture:
-        raise WriteError(f"{out}: its picture would take its place. Let it end otherwise than in .png.")
-    keep_apart(out, *read)
-    keep_apart(picture, *read)
-    return picture
-
-
-class atomic_file:
-    """A binary file beside `path` that takes its name only when all is written and on the disk. Raises WriteError."""
-
-    def __init__(self, path: Path):
-        self.path = Path(os.path.realpath(path) if os.path.islink(path) else path)  # a link stays one
-
-    def __enter__(self):
-        try:
-            self.file = tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False)
-        except OSError as error:
-            raise self.failed(error) from error
-        return self.file
-
-    def __exit__(self, kind, error, _) -> None:
-        try:
-            self.finish(kind)
-        except OSError as late:  # a full disk may show only when the file is closed
-            error = late
-        written = error if isinstance(error, OSError) else getattr(error, "__context__", None)  # torch.save raises its own upon write()'s
-        if isinstance(written, OSError) or "PytorchStreamWriter" in str(error):
-            raise self.failed(written) from error
-
-    def failed(self, error: BaseException | None) -> WriteError:
-        reason = getattr(error, "strerror", None) or "writing failed, the disk may be full"
-        kept = "; the one written before is still there" if self.path.exists() else ""
-        return WriteError(f"{self.path}: cannot be written ({reason}){kept}. "
-                          "Make room, make the folder writable, or close the program that has it open.")
-
-    def finish(self, kind) -> None:
-        try:
-            if kind is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-                self.file.close()
-                os.chmod(self.file.name, 0o644)  # temporary files are private, results are not
-                self.replace()
-        finally:
-            with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-                self.file.close()
-            if os.path.exists(self.file.name):
-                os.unlink(self.file.name)
-
-    def replace(self) -> None:
-        """Windows refuses while another program has the old file open: a virus scanner for a moment, a spreadsheet until it is closed."""
-        for patience in (0.1, 0.3, 1, 3):
-            try:
-                return os.replace(self.file.name, self.path)
-            except PermissionError:
-                time.sleep(patience)
-        os.replace(self.file.name, self.path)
 
 
 def models_of(place: Path) -> list[Path]:

@@ -73,13 +73,13 @@ def train_step(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Call
 def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
                     schedule: Callable[[int], None], ema: ModelEmaV3 | None, accelerator: Accelerator, progress: dict, *, num_classes: int,
                     alpha: float, clip: float, seed: int, keep_batchnorm: bool, stop: Callable[[], bool], tick: Callable[[float], None],
-                    sam_whole: bool = False, shown: Callable[[torch.Tensor, int], torch.Tensor] = lambda images, step: images) -> None:
+                    sam_whole: bool = False, resize: Callable[[torch.Tensor, int], torch.Tensor] = lambda images, step: images) -> None:
     """The rest of an epoch; `progress` is kept up to date, so it can be saved at any step.
 
     batches: one pass of the loader, through all epochs, from progress["step"] of this one on. progress: {"epoch", "step", "loss_sum",
     "norm_sum", "photos", "read", "accumulate"}, plain numbers; "photos" are those in the sums, "read" those that could be.
     labels int64 (N,) by index of photo.
-    schedule sets the rate for a step, counted from the start of training; shown gives the size its photos are shown at: see schedule.py.
+    schedule sets the rate for a step, counted from the start of training; resize gives its photos the size of that step: see schedule.py.
     ema follows the weights. keep_batchnorm: see training_mode; sam_whole: see train_step. stop is asked after each step; tick is told
     each loss. Raises TrainingError.
     """
@@ -93,7 +93,7 @@ def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.
         progress["read"] += photos
         if photos:
             if len(index):
-                images = shown(to_device(images.flatten(0, -4), accelerator), steps)  # a photo is one view here
+                images = resize(to_device(images.flatten(0, -4), accelerator), steps)  # a photo is one view here
                 mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
             else:                                                          # no share in this batch: the others wait for its gradients
                 mixed = to_device(blank_photo(loader), accelerator).float()

@@ -20,6 +20,7 @@ import record
 from answers import no_score_after
 from config import Config
 from console import Bar
+from files import WriteError
 from model import add_to_head
 from run import Run
 from text import sentence
@@ -126,7 +127,7 @@ class Judge:
             record.write_answers(run.folder / "val.csv", table[table.side == "val"], answers, classes)
             try:
                 record.add_experiment(run.folder, config.to_dict(), {k: f"{v:.4f}" for k, v in scores.items()}, run.progress["minutes"])
-            except checkpoint.WriteError as error:
+            except WriteError as error:
                 tell(sentence(error))  # the run is whole without its row
         self.say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
                  f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")

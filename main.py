@@ -28,6 +28,7 @@ from cache import PhotoCache
 from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from device import DeviceError, be_deterministic, keep_memory, make_accelerator, memory_ran_out
+from files import WriteError
 from folding import fold_batchnorm
 from folds import train_each_fold
 from judging import Judge
@@ -44,7 +45,7 @@ from transforms import RandomViews
 from views import FixedViews
 
 USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, PhotoError, checkpoint.CheckpointError,
-               checkpoint.WriteError, engine.TrainingError, record.RunError)
+               WriteError, engine.TrainingError, record.RunError)
 
 
 def train(config: Config) -> Path:
@@ -111,7 +112,7 @@ def train(config: Config) -> Path:
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
     schedule = make_schedule(config.schedule, sgd, steps, config.warmup)
-    shown = make_sizes(config.progressive, config.train_share, steps)
+    resize = make_sizes(config.progressive, config.train_share, steps)
     counts = labels["train"].bincount(minlength=len(classes))
     loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, config.cosine).to(accelerator.device)
 
@@ -131,7 +132,7 @@ def train(config: Config) -> Path:
         draw_a_batch(folder, train_loader, labels["train"], classes, config)
     if config.dry_run:
         say(rehearse(model, train_loader, val_loader, labels["train"], loss_of, optimizer, accelerator, config,
-                     num_classes=len(classes), steps=steps, shown=shown))
+                     num_classes=len(classes), steps=steps, resize=resize))
         say(f"a dry run: nothing is trained or saved; what the model would be shown is in {folder / 'batch.png'}")
         return folder
     run.start_clock()
@@ -158,7 +159,7 @@ def train(config: Config) -> Path:
                     model, train_loader, batches, labels["train"], loss_of, optimizer, schedule, ema, accelerator, progress,
                     num_classes=len(classes), alpha=alpha, clip=config.clip, seed=config.seed,
                     keep_batchnorm=config.batchnorm_kept, sam_whole=config.sam_whole, stop=stop, tick=bar.tick,
-                    shown=shown)
+                    resize=resize)
             if progress["step"] == epoch_steps:
                 judge.after_epoch(progress["epoch"] + 1)
                 progress |= {"epoch": progress["epoch"] + 1, **engine.EPOCH_START}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from checkpoint import atomic_file
+from files import atomic_file
 
 STYLE = """
 body { font: 16px/1.5 system-ui, "Noto Sans CJK SC", "Microsoft YaHei", sans-serif; color: #222; max-width: 68rem; margin: 2rem auto;

@@ -11,7 +11,7 @@ import torch
 from matplotlib import font_manager, rc_context
 from matplotlib.figure import Figure  # not pyplot: no screen, no global state
 
-from checkpoint import atomic_file
+from files import atomic_file
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of each weight that a font lacks
 # Those of these that are installed; between them they show class names in any script.

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 import trust
 from answers import left_out, no_score, print_json, report, write_csv
-from checkpoint import CheckpointError, WriteError, check_exists, keep_apart, models_of
+from checkpoint import CheckpointError, check_exists, models_of
+from files import WriteError, keep_apart
 from photos import DataError, photos_below, read_csv
 from text import INTERRUPTED, class_name, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS

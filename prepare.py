@@ -134,11 +134,11 @@ def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, k
 
 
 def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
-             accelerator: Accelerator, config: Config, *, num_classes: int, steps: int, shown: Callable) -> str:
+             accelerator: Accelerator, config: Config, *, num_classes: int, steps: int, resize: Callable) -> str:
     """One batch of training and one of validation through everything; what they were, took and held, in words.
 
-    The step is the dearest that there will be: at the last size (shown: see schedule.make_sizes), with SAM's second pass, where it comes at
-    all within `steps`.
+    The step is the dearest that there will be: at the last size (resize: see schedule.make_sizes), with SAM's second pass, where it
+    comes at all within `steps`.
     """
     lines, began = [], time.perf_counter()
 
@@ -155,7 +155,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
 
     images, index = batch_of(train_loader)
     tell("photos read and augmented", images)
-    images, own = shown(to_device(images.flatten(0, -4), accelerator), steps), labels[index].to(accelerator.device)
+    images, own = resize(to_device(images.flatten(0, -4), accelerator), steps), labels[index].to(accelerator.device)
     mixed, targets = mixup(images, own, num_classes, config.mixup, engine.step_rng(0, 0, 0))
     tell("mixed; targets below", mixed)
     tell("", targets)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from checkpoint import WriteError, atomic_file
+from files import WriteError, atomic_file
 from text import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")

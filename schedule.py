@@ -45,8 +45,8 @@ def make_sizes(begin: float, end: float, steps: int) -> Callable[[torch.Tensor, 
     """
     begin = min(begin, end)
 
-    def shown(images: torch.Tensor, step: int) -> torch.Tensor:
+    def resize(images: torch.Tensor, step: int) -> torch.Tensor:
         side = side_at(images.shape[-1], min(end, begin + (end - begin) * step / max(1, 2 / 3 * steps)))
         return F.interpolate(images.float(), side, mode="bilinear", antialias=True) if side < images.shape[-1] else images
 
-    return shown
+    return resize

@@ -10,7 +10,8 @@ import torch
 from conftest import ROOT
 
 import checkpoint
-from checkpoint import CheckpointError, WriteError, load, read_archive, save
+from checkpoint import CheckpointError, load, read_archive, save
+from files import WriteError
 from tools.bad_input import Call
 
 WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
@@ -47,32 +48,11 @@ def test_a_save_that_fails_leaves_the_old_file_and_no_litter(tmp_path, monkeypat
     assert os.listdir(tmp_path) == ["best.pt"]
 
 
-@pytest.mark.parametrize(("refusals", "message"), [(2, None), (99, r"best\.pt: cannot be written \(.*close the program that has it open")])
-def test_windows_refuses_for_a_while_what_another_program_has_open(tmp_path, monkeypatch, refusals, message):
-    save(tmp_path / "best.pt", WHOLE)
-    real, waited = os.replace, []
-
-    def replace(*paths):
-        if len(waited) < refusals:
-            raise PermissionError(13, "Access is denied")
-        real(*paths)
-
-    monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(checkpoint.time, "sleep", waited.append)
-    if message:
-        with pytest.raises(WriteError, match=message):
-            save(tmp_path / "best.pt", WHOLE | {"classes": ["c", "d"]})
-    else:
-        save(tmp_path / "best.pt", WHOLE | {"classes": ["c", "d"]})
-    assert load(tmp_path / "best.pt")["classes"] == (["a", "b"] if message else ["c", "d"])
-    assert os.listdir(tmp_path) == ["best.pt"]
-
-
 def test_a_file_that_may_not_grow_is_a_sentence_and_leaves_the_old_file(tmp_path):
     save(tmp_path / "best.pt", WHOLE)
     code = ("import resource, signal, sys, torch; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-            "from pathlib import Path; from checkpoint import save, WriteError\n"
+            "from pathlib import Path; from checkpoint import save; from files import WriteError\n"
             "try: save(Path(sys.argv[1]), {'weights': torch.ones(10**6)})\n"
             "except WriteError as error: sys.exit(str(error))")
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "best.pt"], cwd=ROOT, capture_output=True, text=True)

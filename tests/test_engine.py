@@ -293,7 +293,7 @@ def test_an_epoch_moves_the_average_behind_the_weights(accelerator, drawn):
         model, loader, iter(loader), torch.arange(12) % 9, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.0),
         lambda step: None, ema, accelerator, {"epoch": 0, **engine.EPOCH_START, "accumulate": 1},
         num_classes=9, alpha=0.0, clip=5.0, seed=0, keep_batchnorm=False, stop=follow, tick=lambda loss: None,
-        shown=lambda images, step: images[..., :32 * (step + 1), :32 * (step + 1)])
+        resize=lambda images, step: images[..., :32 * (step + 1), :32 * (step + 1)])
     assert step == 4
     assert seen == [32, 64, 64, 64]  # what is shown grows to the loader's size
     torch.testing.assert_close(ema.module.head.weight, mean)

@@ -643,7 +643,7 @@ def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, draw
     sgd = accelerator.prepare(torch.optim.SGD(net.parameters(), 0.1))
     labels, loss_of = torch.zeros(1, dtype=torch.int64), main.Loss(torch.ones(2))
     said = prepare.rehearse(net, loader, loader, labels, loss_of, main.SAM(sgd, 0.05), accelerator, small_config, num_classes=2, steps=1,
-                            shown=lambda images, step: images[..., step:])
+                            resize=lambda images, step: images[..., step:])
     assert re.search(r"answered +\(1, 2\)", said)
     assert re.search(r"mixed; targets below +\(1, 3, 64, 63\)", said)  # as the last step is shown it
 
@@ -1001,7 +1001,7 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     assert seen["make_ema"][1] == 0.5
     assert seen["make_sizes"][:2] == (0.6, 0.8)
     assert seen["turned"] == 0.3
-    assert seen["train_one_epoch"]["shown"].__qualname__.startswith("make_sizes")
+    assert seen["train_one_epoch"]["resize"].__qualname__.startswith("make_sizes")
     assert "be_deterministic" in seen
     assert (seen["train_one_epoch"]["alpha"], seen["train_one_epoch"]["clip"]) == (0.4, 3.0)
     assert seen["train_one_epoch"]["keep_batchnorm"] is False  # random weights have no statistics to keep

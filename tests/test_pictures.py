@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from checkpoint import WriteError
+from files import WriteError
 from pictures import contact_sheet, save_figure
 from plots import picture
 

@@ -15,7 +15,8 @@ import checkpoint
 import predict
 import trained
 from answers import left_out
-from checkpoint import CheckpointError, WriteError
+from checkpoint import CheckpointError
+from files import WriteError
 from photos import DataError
 from predict import Options, Predictor
 from text import as_program, sentence

@@ -20,27 +20,27 @@ def test_schedules_by_hand(kind, rates):
 
 
 def test_sizes_grow_by_hand_to_all_of_it():
-    shown = make_sizes(0.5, 1.0, 90)  # from 112 at step 0 to 224 at step 60
+    resize = make_sizes(0.5, 1.0, 90)  # from 112 at step 0 to 224 at step 60
     images = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8)
-    assert [shown(images, step).shape[-1] for step in (0, 10, 30, 50, 59)] == [128, 128, 160, 192, 224]
-    assert all(shown(images, step) is images for step in (59, 60, 89))
+    assert [resize(images, step).shape[-1] for step in (0, 10, 30, 50, 59)] == [128, 128, 160, 192, 224]
+    assert all(resize(images, step) is images for step in (59, 60, 89))
     board = torch.zeros(1, 3, 288, 288, dtype=torch.uint8)  # to 128: at half its size any way would do
     board[..., ::2] = 200  # stripes of one pixel become their mean, not a pattern of their own
-    assert (shown(board, 0)[..., 4:-4] - 100).abs().max() < 25
+    assert (resize(board, 0)[..., 4:-4] - 100).abs().max() < 25
     assert make_sizes(1.0, 1.0, 90)(images, 0) is images
-    assert shown(images[..., :120, :120], 0).shape[-1] == 120  # small already
+    assert resize(images[..., :120, :120], 0).shape[-1] == 120  # small already
 
 
 def test_training_may_end_below_the_size_that_is_asked():
     images = torch.zeros(1, 3, 320, 320, dtype=torch.uint8)
     for begin, sizes in [(1.0, [192, 192, 192, 192]), (0.4, [128, 160, 192, 192])]:
-        shown = make_sizes(begin, 0.6, 90)
-        assert [shown(images, step).shape[-1] for step in (0, 30, 60, 89)] == sizes
+        resize = make_sizes(begin, 0.6, 90)
+        assert [resize(images, step).shape[-1] for step in (0, 30, 60, 89)] == sizes
 
 
 @pytest.mark.parametrize(("size", "begin", "end", "sizes"), [
     (320, 0.4, 0.6, [128, 160, 192]), (320, 1.0, 0.6, [192]), (300, 0.7, 1.0, [224, 256, 288, 300]),
     (224, 1.0, 1.0, [224]), (128, 0.5, 0.5, [128])])
 def test_the_sizes_of_a_training_are_known_before(size, begin, end, sizes):
-    shown, images = make_sizes(begin, end, 30), torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    assert training_sizes(size, begin, end) == sizes == sorted({shown(images, step).shape[-1] for step in range(31)})
+    resize, images = make_sizes(begin, end, 30), torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    assert training_sizes(size, begin, end) == sizes == sorted({resize(images, step).shape[-1] for step in range(31)})

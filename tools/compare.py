@@ -11,8 +11,8 @@ import tyro
 
 import plots
 import record
-from checkpoint import picture_beside
 from config import Config
+from files import picture_beside
 from page import image, section, table, write_page
 from text import as_program
 

@@ -16,8 +16,8 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-import checkpoint
 from checkpoint import CheckpointError
+from files import atomic_file
 from model import Classifier
 from text import as_program
 from trained import load_model
@@ -56,7 +56,7 @@ def export(run: Positional[Path], out: Path | None = None) -> Path:
         if not difference < LARGEST_DIFFERENCE:
             raise CheckpointError(f"{path}: its export answers otherwise (a score differs by {difference:.1g}) and was not kept. "
                                   "Try another version of onnxscript.")
-        with checkpoint.atomic_file(out) as file:
+        with atomic_file(out) as file:
             file.write(trial.read_bytes())
     print(f"{out}: answers as {path} does, to {difference:.0e}\nnow: python predict.py PHOTO --checkpoint {out}")
     return out

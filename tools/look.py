@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from checkpoint import keep_apart
+from files import keep_apart
 from photos import read_named
 from pictures import contact_sheet
 from predict import Predictor

@@ -17,7 +17,8 @@ from tyro.conf import Positional
 
 import metrics
 import record
-from checkpoint import CheckpointError, atomic_file
+from checkpoint import CheckpointError
+from files import atomic_file
 from photos import PhotoError, read_photo
 from predict import Predictor
 from text import as_program, shown

@@ -16,9 +16,10 @@ import engine
 import fitting
 import metrics
 import record
-from checkpoint import CheckpointError, keep_apart, models_of, shapes
+from checkpoint import CheckpointError, models_of, shapes
 from dataset import Batches, Photos, make_loader
 from device import make_accelerator, to_device
+from files import keep_apart
 from text import as_program
 from trained import network
 from transforms import RandomViews

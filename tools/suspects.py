@@ -10,8 +10,8 @@ import pandas as pd
 import tyro
 from tyro.conf import Positional
 
-from checkpoint import picture_beside
 from dataset import DataError
+from files import picture_beside
 from photos import read_named
 from pictures import contact_sheet
 from record import read_table, write_table
