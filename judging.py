@@ -84,7 +84,7 @@ class Judge:
         """The checkpoint that stays, its weights in run.judged, and what they are: the best epoch's, or a place on the way back."""
         run, config, winner = self.run, self.config, checkpoint.load(self.run.folder / "best.pt")
         best = winner["history"][-1]  # the epoch that is in there: on a GPU one that was killed and repeated may be another in the log
-        chosen = place_name(min(best["epoch"], 1), best["epoch"])
+        chosen = place_name(float(best["epoch"] > 0), best["epoch"])
         if config.wise and config.head_first and config.epochs:
             start, end = checkpoint.load(run.folder / "head.pt")["weights"], copy.deepcopy(run.judged.state_dict())
 

@@ -33,7 +33,7 @@ from folding import fold_batchnorm
 from folds import train_each_fold
 from judging import Judge
 from loss import Loss
-from model import ModelError, build_model, freeze, input_size, parameter_groups
+from model import ModelError, build_model, check_weights, freeze, input_size, parameter_groups
 from photos import SIDES, PhotoError, read_photo
 from prepare import announce_time, check_sizes, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
@@ -54,6 +54,8 @@ def train(config: Config) -> Path:
     if saved:
         config = resumed(given, saved)
     size, crop = input_size(config.model, config.image_size, min(config.progressive, config.train_share) < 1)
+    weights = "none" if saved else config.weights
+    check_weights(weights)
     accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
     say = (lambda text: None) if config.quiet else tell
@@ -98,7 +100,6 @@ def train(config: Config) -> Path:
 
     # The model, and SAM around SGD; warm-up, then cosine.
     torch.manual_seed(config.seed)
-    weights = "none" if saved else config.weights
     model = build_model(config.model, len(classes), weights, config.cosine, config.directions).to(accelerator.device)
     check_sizes(model, size, training_sizes(size, config.progressive, config.train_share))
     freeze(model, config.freeze)

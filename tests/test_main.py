@@ -729,6 +729,8 @@ def test_no_photos_is_an_error_before_anything_is_written(tmp_path, monkeypatch)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="Three ways"):
         main.train(Config(data=tmp_path / "empty"))
+    with pytest.raises(model.ModelError, match="--weights none.pth: no such file"):  # before minutes of looking at photos
+        main.train(Config(data=tmp_path / "empty", weights="none.pth"))
     assert not (tmp_path / "runs").exists()
 
 
