@@ -91,9 +91,9 @@ def no_score_after(weights: str, paths: Sequence[str]) -> str:
 
 def lineage(run: Path) -> list[Path]:
     """The run, and those whose backbone it began with, by --weights RUN/best.pt, the last first."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # of what anybody may have written
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # anybody may have written it
         weights = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["weights"])
-        if weights.suffix == ".pt" and weights.parent != run:
+        if weights.suffix == ".pt":
             return [run, *lineage(weights.parent)]
     return [run]
 

@@ -858,6 +858,8 @@ def test_where_another_run_s_backbone_has_met_the_photos_the_score_is_not_called
     third = main.train(dataclasses.replace(small_config, epochs=0, weights=str(tmp_path / "fair" / "best.pt"), out=tmp_path / "third"))
     assert warning in capsys.readouterr().out  # the run before the one before met them
     assert no_score(record.read_table(run / "photos.csv").path, [third]) == warning
+    (third / "config.json").write_text(json.dumps({"config": {"weights": str(third / "best.pt")}}))
+    assert {*lineage(third)} == {third}  # it goes round no more than Python lets it
     (third / "config.json").write_text("{}")
     assert lineage(third) == [third]
 
