@@ -37,7 +37,7 @@ from model import ModelError, build_model, check_weights, freeze, input_size, pa
 from photos import SIDES, PhotoError, read_photo
 from prepare import announce_time, check_sizes, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
-from run import Run, last_of, resumed
+from run import Run, check_flags, last_of, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes, training_sizes
 from text import sentence, spell_out
@@ -194,6 +194,8 @@ if __name__ == "__main__":
         elif options.fold < 0:
             train_each_fold(options, train_and_report)
         else:
+            if options.resume:  # as typed: a flag whose value is the default's would go unseen
+                check_flags(word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
             train_and_report(options)
     except USER_ERRORS as error:
         sys.exit(sentence(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -96,14 +97,18 @@ def last_of(folder: Path) -> dict:
     return checkpoint.load(folder / "last.pt")
 
 
+def check_flags(flags: Iterable[str]) -> None:
+    """Raises ConfigError if a flag beside --resume is one that a run may not be given anew."""
+    others = [flag for flag in flags if flag.replace("--no-", "--") not in ("--resume", "--workers", "--quiet", "--data")]
+    if others:
+        raise ConfigError(f"--resume goes on with the run's own settings: drop {', '.join(others)}, or start a new run without --resume.")
+
+
 def resumed(config: Config, saved: dict) -> Config:
     """The run's own settings; only --workers, --quiet, and --data, where its photos are now, may be given anew. Raises ConfigError,
     CheckpointError, RunError."""
     given = config.differences()
-    others = [knob for knob in given if knob not in ("resume", "workers", "quiet", "data")]
-    if others:
-        flags = ", ".join("--" + knob.replace("_", "-") for knob in others)
-        raise ConfigError(f"--resume goes on with the run's own settings: drop {flags}, or start a new run without --resume.")
+    check_flags("--" + knob.replace("_", "-") for knob in given)
     if "data" in given and not config.data.exists():
         raise ConfigError(f"--data {config.data}: no such folder or CSV. Give the place where the run's photos are now.")
     record.check_folder(config.resume)

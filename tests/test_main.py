@@ -390,6 +390,15 @@ def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
         main.train(Config(resume=run))
 
 
+@pytest.mark.parametrize(("typed", "dropped"), [(["--epochs", "30"], "--epochs"), (["--no-deterministic", "--lr=0.008"],
+                                                                                    "--no-deterministic, --lr")])
+def test_a_default_s_own_value_is_refused_beside_resume_too(run, tmp_path, typed, dropped):
+    done = command("--resume", run, "--no-quiet", "--workers=0", *typed, cwd=tmp_path)
+    said, _ = done.communicate()
+    assert f"drop {dropped}, or start a new run without --resume." in said
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize("name", ["typo", "last.pt", ""])
 def test_resume_of_what_is_no_run_says_what_it_takes(run, name):
     place = run.parent / name if name != "last.pt" else run / name
