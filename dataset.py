@@ -191,8 +191,10 @@ class Batches:
     processes each takes its share of every batch. batches: of an epoch. start: batches that are left out, to go on anywhere.
     """
 
-    def __init__(self, photos: int, batch: int, seed: int | None = None, epochs: int = 1, rank: int = 0, world: int = 1):
-        """seed: None keeps the order of the table, for evaluation."""
+    def __init__(self, photos: int, batch: int, seed: int | None = None, epochs: int = 1, rank: int = 0, world: int = 1,
+                 views: int = 1):
+        """batch: views of all processes; views: of a photo. seed: None keeps the order of the table, for evaluation."""
+        batch = max(1, min(batch, world), batch // views)  # where it is large enough, each process has a photo of it
         self.photos, self.seed, self.epochs, self.rank, self.world = photos, seed, epochs, rank, world
         self.batches = max(1, -(-photos // batch))  # of no photo, an empty one
         self.start = 0

@@ -171,8 +171,10 @@ def training_mode(model, keep_batchnorm: bool) -> None:
     """
     model.train()
     for layer in model.modules():
-        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm) and (keep_batchnorm or not layer.weight.requires_grad):
-            layer.eval()
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+            frozen = layer.weight is not None and not layer.weight.requires_grad  # some have no weight to learn
+            if keep_batchnorm or frozen:
+                layer.eval()
 
 
 def step_rng(seed: int, epoch: int, step: int, process: int = 0) -> np.random.Generator:

@@ -91,7 +91,7 @@ def train(config: Config) -> Path:
         min_side = max(views.min_side, least if side == "train" else 0)
         read = cached if min_side <= least else read_photo  # the head's near views need more, and are asked once
         photos = Photos(table.path[table.side == side], views, config.seed, min_side, read)
-        batches = Batches(len(photos), max(accelerator.num_processes, config.batch // views.count), seed, epochs, **world)
+        batches = Batches(len(photos), config.batch, seed, epochs, **world, views=views.count)
         return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)
 
     train_loader = loader_of("train", train_views, config.seed, max(1, config.epochs))

@@ -44,7 +44,7 @@ class Trained:
         photos = Photos(paths, self.views, seed=0, min_side=self.views.min_side)
         workers = self.workers if len(paths) > self.batch else 0  # to start them takes longer than to read one batch
         on_gpu = self.accelerator.device.type == "cuda"
-        loader = make_loader(photos, Batches(len(photos), max(1, self.batch // self.views.count)), workers, on_gpu)
+        loader = make_loader(photos, Batches(len(photos), self.batch, views=self.views.count), workers, on_gpu)
         with enough_memory(self.accelerator.device):
             return engine.predict(self.model, loader, len(self.classes), self.accelerator, self.temperature, tick)
 

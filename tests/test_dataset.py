@@ -352,3 +352,9 @@ def test_real_photos_are_all_read_and_no_find_is_torn(name, drawn):
     assert (table.error == "").all()
     assert (table.groupby("cluster").side.nunique() == 1).all()
     assert 0.12 < (table.side == "val").mean() < 0.28
+
+
+def test_a_batch_is_of_views_and_each_of_many_processes_has_photos_to_answer():
+    assert [sum(map(len, Batches(1200, 64, rank=rank, world=8, views=16))) for rank in range(8)] == [150] * 8
+    assert [len(batch) for batch in Batches(8, 32, views=8)] == [4, 4]
+    assert [len(batch) for batch in Batches(3, 4, views=8)] == [1, 1, 1]

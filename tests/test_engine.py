@@ -190,6 +190,10 @@ def test_kept_batchnorm_normalises_by_its_own_statistics_in_training_and_learns_
     model(batch[0])
     assert {name: torch.equal(model.get_buffer(f"backbone.{name}.running_mean"), mean) for name, mean in before.items()} == {
         "bn1": True, "bn2": False}
+    plain = torch.nn.BatchNorm2d(3, affine=False)  # without weights, as in some backbones
+    for keep in (True, False):
+        engine.training_mode(plain, keep)
+        assert plain.training is not keep
 
 
 @pytest.mark.parametrize("rho", [0.0, 0.1])

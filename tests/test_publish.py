@@ -89,6 +89,13 @@ def test_the_card_says_how_good_it_is_and_what_is_deadly(run, published):
     assert ["its head has learnt from these photos too" in text for text in cards] == [False, True]
 
 
+def test_the_card_says_where_the_backbone_had_met_the_photos(run):
+    saved = checkpoint.load(run / "best.pt")
+    card = publish.card(run, saved | {"config": {"weights": str(run / "best.pt")}}, "me/x", "mit", timm_reads=True)
+    assert "photos (not a fair score: the model learnt from these photos, or was chosen by them), eight views" in card
+    assert "photos that it did not learn from, eight views" in publish.card(run, saved, "me/x", "mit", timm_reads=True)
+
+
 def test_the_card_survives_the_names_of_classes(run, tmp_path):
     folder, odd = shutil.copytree(run, tmp_path / "run"), "<b>Amanita|1"
     for table in ("photos.csv", "val.csv"):

@@ -57,7 +57,7 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     def loader_of(_side: str, views, epochs: int = 1):
         read = Photos(photos.path, views, config.seed, views.min_side)
-        return make_loader(read, Batches(len(photos), max(1, config.batch // views.count), config.seed, epochs), config.workers)
+        return make_loader(read, Batches(len(photos), config.batch, config.seed, epochs, views=views.count), config.workers)
 
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(classes), config.weights, config.cosine, config.directions)

@@ -72,7 +72,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
 
     def loader_of(side: str, views: RandomViews | FixedViews):
         paths = table.path[table.side == side]
-        return make_loader(Photos(paths, views, 0, views.min_side), Batches(len(paths), max(1, batch // views.count), 0), workers)
+        return make_loader(Photos(paths, views, 0, views.min_side), Batches(len(paths), batch, 0, views=views.count), workers)
 
     val_loader = loader_of("val", FixedViews(size, crop))
     by_batch = any(not other["config"]["keep_batchnorm"] or other["config"]["weights"] == "none" for other in saved)
