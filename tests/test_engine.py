@@ -312,3 +312,17 @@ def test_answers_hold_no_file_of_a_worker_open(drawn, accelerator):
     engine.predict(model, loader, 9, accelerator, tick=lambda photos: opened.append(len(os.listdir("/dev/fd"))))
     assert len(opened) == 40
     assert max(opened[20:]) <= max(opened[:20])
+
+
+def test_a_row_in_which_any_number_is_not_finite_is_no_answer(accelerator, drawn):
+    paths = [str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))[:3]]
+    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 64), Batches(3, 3), 0)
+
+    class Half(torch.nn.Module):
+        def judge(self, views):
+            return torch.zeros(len(views), 2), torch.tensor([0.5, torch.inf, 0.5])  # sure of its classes, and of nothing else
+
+    probs, known, errors = engine.predict(Half(), loader, 2, accelerator)
+    assert errors == {1: engine.NOT_FINITE}
+    np.testing.assert_array_equal(probs, [[0.5, 0.5], [np.nan, np.nan], [0.5, 0.5]])
+    np.testing.assert_array_equal(known, np.float32([0.5, np.nan, 0.5]))
