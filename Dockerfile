@@ -2,6 +2,7 @@
 #   docker build -t mushrooms .
 #   mkdir -p runs
 #   docker run --rm --shm-size 2g --user "$(id -u)" -e HOME=/tmp -v /PATH/OF/PHOTOS:/photos:ro -v "$PWD/runs:/app/runs" mushrooms main.py --data /photos --model tf_efficientnet_lite0 --image-size 224 --epochs 8 --batch 32 --mixup 0 --rho 0
+#   docker run --rm --shm-size 2g --user "$(id -u)" -e HOME=/tmp -v /PATH/OF/PHOTOS:/photos:ro -v "$PWD/runs:/app/runs" mushrooms predict.py /photos
 FROM python:3.12-slim
 WORKDIR /app
 COPY requirements.txt .

@@ -1,5 +1,5 @@
 # make demo: from nothing to a named mushroom, offline after pip. make test: what CI runs. make bench: side by side with
-# peers, half an hour on an idle machine. make browser: the page in a real Chromium. Each makes .venv itself.
+# peers, an hour on an idle machine. make browser: the page in a real Chromium. Each makes .venv itself.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python

@@ -204,5 +204,5 @@ if __name__ == "__main__":
             raise
         sys.exit("memory ran out, even for one photo. Give a smaller --image-size or --model, or close what else uses the memory.")
     except KeyboardInterrupt:
-        print("stopped before the epochs, or at their end. Before: begin again. At the end: python main.py --resume RUN", file=sys.stderr)
+        print("stopped. Before the first epoch: start again. After the last: python main.py --resume RUN", file=sys.stderr)
         sys.exit(130)

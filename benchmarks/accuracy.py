@@ -1,6 +1,6 @@
 """Accuracy beside peers, and time to accuracy: seconds until ours reaches what fastai's fine_tune has in the end, at its best rate.
 
-    python -m benchmarks accuracy --data FOLDER     # class folders; an hour on two cores
+    python -m benchmarks accuracy --data FOLDER     # class folders; half an hour on two cores
 
 All on our grouped split, with the same backbone, size, batch and number of epochs. Ours: the whole of `python main.py` with the laptop's
 flags of the README, from looking at the photos on; its accuracy on the way is of one view, as theirs, in the end of 8, as predict.py

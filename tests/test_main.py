@@ -111,6 +111,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, small_co
 
 
 def test_no_part_of_a_training_lacks_a_deterministic_algorithm(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # its row of experiments goes there
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     enabled, predict_probs = [], engine.predict_probs
@@ -195,7 +196,7 @@ def test_ctrl_c_while_the_head_is_fitted_says_to_begin_again(small_config):
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "stopped before the epochs, or at their end. Before: begin again." in printed
+    assert "stopped. Before the first epoch: start again. After the last: " in printed
     assert "Traceback" not in printed
     assert not (small_config.out / "last.pt").exists()
 
