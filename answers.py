@@ -91,11 +91,15 @@ def no_score_after(weights: str, paths: Sequence[str]) -> str:
 
 def lineage(run: Path) -> list[Path]:
     """The run, and those whose backbone it began with, by --weights RUN/best.pt, the last first."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # anybody may have written it
-        weights = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["weights"])
-        if weights.suffix == ".pt":
-            return [run, *lineage(weights.parent)]
-    return [run]
+    found = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # anybody may have written it
+        while run.resolve() not in found:  # a round ends
+            found[run.resolve()] = run
+            weights = Path(json.loads((run / "config.json").read_text(encoding="utf-8"))["config"]["weights"])
+            if weights.suffix != ".pt":
+                break
+            run = weights.parent
+    return [*found.values()]
 
 
 def learnt_from(folder: Path) -> set:

@@ -105,7 +105,10 @@ def read_archive(path: Path):
 def _broken(checkpoint: dict, size: int) -> str:
     """What a stranger's file of `size` bytes may hold and no run of ours writes; "" if nothing."""
     import torch
-    weights = checkpoint["weights"]
+    weights, config = checkpoint["weights"], checkpoint["config"]
+    augment = config.get("augment") if isinstance(config, dict) else None
+    if not (isinstance(augment, (int, float)) and 0 <= augment <= 1):  # the one setting that an answer may ask for
+        return "config is not that of a run"
     for name in ("model", "kept"):
         if not (isinstance(checkpoint.get(name, ""), str) and is_name(checkpoint.get(name, ""))):
             return f"{name} is not a name"

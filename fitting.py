@@ -58,7 +58,7 @@ def start_head(model, loader_of: Callable[[str, FixedViews], DataLoader], size: 
 @torch.inference_mode()
 def fit_covariances(model, loader: DataLoader, accelerator: Accelerator, tick: Callable[[int], None]) -> None:
     """Find the directions of model.covariances: those in which the maps of COVARIANCE_PHOTOS of the loader's photos vary most. Their
-    labels are not asked. Each stage's covariances get the mean length of the pooled features, so that the head's fit heeds all alike.
+    labels are not asked. Each stage's covariances get the pooled features' root mean square length, so that the head's fit heeds all alike.
     loader: training photos in random order, one view each."""
     def sums(views: torch.Tensor) -> torch.Tensor:
         """One row: of all views, pooled features' squares, then each stage's covariances (C, C)."""
@@ -72,7 +72,7 @@ def fit_covariances(model, loader: DataLoader, accelerator: Accelerator, tick: C
     total, photos = 0, 0
     for images, index, failed in loader:
         if len(index):
-            total = total + ask(sums, to_device(images.flatten(0, -4), accelerator), accelerator).sum(0).cpu().double()
+            total = total + ask(sums, to_device(images, accelerator), accelerator).sum(0).cpu().double()
             photos += len(index)
         tick(len(index) + len(failed))
         if photos >= COVARIANCE_PHOTOS / accelerator.num_processes:
@@ -162,7 +162,7 @@ def each_features(model, loader: DataLoader, accelerator: Accelerator,
     model.eval()
     for images, index, failed in loader:
         if len(index):
-            features = ask(model.features, to_device(images.flatten(0, -4), accelerator), accelerator)
+            features = ask(model.features, to_device(images, accelerator), accelerator)
             yield features, index.repeat_interleave(len(features) // len(index)).numpy()
         tick(len(index) + len(failed))
 
@@ -210,8 +210,8 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
 
     Loaders show photos as predict.py sees them, those of many training photos in random order (as for fit_heads); labels int64 by index
-    of photo. Returns the answers to the validation photos at that temperature, float (N, K), NaN where there is none; and "temperature",
-    "known_limit" for the checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
+    of photo. Returns engine.predict's answers to the validation photos at that temperature, float (N, K), NaN where there is none; and
+    "temperature", "known_limit" for the checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
     known, device = model.known, accelerator.device
     index, features = gathered(some_features(model, train_loader, train_labels, HEAD_ROWS, accelerator, tick))

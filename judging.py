@@ -81,11 +81,12 @@ class Judge:
         run.add(row)
 
     def choose(self, answer_loader: DataLoader) -> tuple[dict, str]:
-        """The checkpoint that stays, its weights in run.judged, and what they are: the best epoch's, or a place on the way back."""
+        """The checkpoint that stays, its weights in run.judged, and what they are: the best epoch's, or a place on the way back. It is
+        chosen without run.refit, with which it will answer: no photos are left that could judge that."""
         run, config, winner = self.run, self.config, checkpoint.load(self.run.folder / "best.pt")
         best = winner["history"][-1]  # the epoch that is in there: on a GPU one that was killed and repeated may be another in the log
         chosen = place_name(float(best["epoch"] > 0), best["epoch"])
-        if config.wise and config.head_first and config.epochs:
+        if config.wise and config.fits_head and config.epochs:
             start, end = checkpoint.load(run.folder / "head.pt")["weights"], copy.deepcopy(run.judged.state_dict())
 
             def val_loss(weights: dict, loader: DataLoader) -> float:

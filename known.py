@@ -42,6 +42,6 @@ class Known(nn.Module):
         return self.score(self.signs(features, logits))
 
     def set_scale(self, signs: torch.Tensor) -> None:
-        """z from validation photos' signs (M, 2); `means` must be those of the training photos by then."""
+        """z from the signs (M, 2) of validation photos' views; `means` must be those of the training photos by then."""
         self.centre.copy_(signs.mean(0))
         self.spread.copy_(signs.std(0, correction=0).clamp(min=1e-6))

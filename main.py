@@ -29,17 +29,15 @@ from console import Bar, StopRequest
 from dataset import Batches, Photos, make_loader
 from device import DeviceError, be_deterministic, keep_memory, make_accelerator, memory_ran_out
 from files import WriteError
-from folding import fold_batchnorm
 from folds import train_each_fold
 from judging import Judge
-from loss import Loss
-from model import ModelError, build_model, check_weights, freeze, input_size, parameter_groups
+from model import ModelError, check_weights, input_size
 from photos import SIDES, PhotoError, read_photo
-from prepare import announce_time, check_sizes, draw_a_batch, look_again, look_at_photos, rehearse
+from prepare import announce_time, build_learner, draw_a_batch, look_again, look_at_photos, rehearse
 from report import write_report
 from run import Run, check_flags, last_of, resumed
 from sam import SAM
-from schedule import make_schedule, make_sizes, training_sizes
+from schedule import make_schedule, make_sizes
 from text import sentence, spell_out
 from transforms import RandomViews
 from views import FixedViews
@@ -56,15 +54,16 @@ def train(config: Config) -> Path:
     size, crop = input_size(config.model, config.image_size, min(config.progressive, config.train_share) < 1)
     weights = "none" if saved else config.weights
     check_weights(weights)
-    accelerator, why = make_accelerator(log_with=None if config.track == "none" else config.track, project_dir=".")
+    if config.deterministic:
+        be_deterministic()
+    tracker = None if config.track == "none" or config.dry_run else config.track
+    accelerator, why = make_accelerator(log_with=tracker, project_dir=".")
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
     say = (lambda text: None) if config.quiet else tell
     keep_memory()
-    if config.deterministic:
-        be_deterministic()
     listed = None if saved else engine.from_main(lambda: dataset.load_table(config.data), accelerator)  # no photos, no run folder
     folder = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
-    _lock = accelerator.is_main_process and record.lock(folder, new=not saved)  # until this name is gone
+    _lock = accelerator.is_main_process and record.lock(folder, new=not saved)  # held until train() returns
     if saved:  # once more: another process may have trained on while this one waited for its folder
         accelerator.wait_for_everyone()
         saved = last_of(folder)
@@ -99,23 +98,14 @@ def train(config: Config) -> Path:
     epoch_steps = train_loader.batch_sampler.batches
 
     # The model, and SAM around SGD; warm-up, then cosine.
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, len(classes), weights, config.cosine, config.directions).to(accelerator.device)
-    check_sizes(model, size, training_sizes(size, config.progressive, config.train_share))
-    freeze(model, config.freeze)
-    if config.batchnorm_kept:
-        fold_batchnorm(model, torch.zeros(1, 3, size, size, device=accelerator.device))
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
-    sgd = torch.optim.SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
-    ema = engine.make_ema(model, config.ema) if config.ema else None
-    learner = model
-    model, sgd = accelerator.prepare(model, sgd)
+    counts = labels["train"].bincount(minlength=len(classes))
+    learner, sgd, loss_of = build_learner(config, weights, counts, size, accelerator.device)
+    ema = engine.make_ema(learner, config.ema) if config.ema else None
+    model, sgd = accelerator.prepare(learner, sgd)
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
     schedule = make_schedule(config.schedule, sgd, steps, config.warmup)
     resize = make_sizes(config.progressive, config.train_share, steps)
-    counts = labels["train"].bincount(minlength=len(classes))
-    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, config.cosine).to(accelerator.device)
 
     # Where the run stands, and who judges it.
     progress = {"epoch": 0, **engine.EPOCH_START, "minutes": 0.0, "accumulate": config.accumulate}
@@ -140,7 +130,7 @@ def train(config: Config) -> Path:
     if not saved:
         if accelerator.is_main_process:
             record.write_settings(folder, config.to_dict(), str(accelerator.device), accelerator.mixed_precision)
-        if config.head_first:
+        if config.fits_head:
             sides = ("train", "val") if config.refit else ("train",)
             run.refit = fitting.start_head(learner, lambda side, views: loader_of(side, views, config.seed), size, crop,
                                            {side: labels[side] for side in sides}, config.balance, accelerator, config.quiet)
@@ -152,7 +142,7 @@ def train(config: Config) -> Path:
 
     with StopRequest(accelerator, folder) as stop:
         train_loader.batch_sampler.start = progress["epoch"] * epoch_steps + progress["step"]
-        batches = iter(train_loader if progress["epoch"] < config.epochs else ())  # one for all: workers read on while an epoch is judged
+        batches = iter(train_loader if progress["epoch"] < config.epochs else ())  # of all epochs: workers read on while one is judged
         while progress["epoch"] < config.epochs and not stop():
             alpha = config.mixup if progress["epoch"] < max(1, round(config.mixup_end * config.epochs)) else 0.0
             with Bar(f"epoch {progress['epoch'] + 1}/{config.epochs}", epoch_steps, progress["step"], accelerator, config.quiet) as bar:
@@ -168,7 +158,7 @@ def train(config: Config) -> Path:
             run.save_last()
     del batches  # its workers end with it
     for tracker in accelerator.trackers:
-        tracker.finish()  # not end_training: it would part the processes, which go on
+        tracker.finish()  # not end_training: it would end the process group, which is still needed
     if progress["epoch"] < config.epochs:
         tell(f"stopped; all is saved. Go on with: python main.py --resume {folder}")
         sys.exit(130)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from sklearn.metrics import confusion_matrix, f1_score
 
+BINS = 15  # of equal width, for the calibration error, as in the paper
+
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
     """Share of photos whose likeliest class is the true one."""
@@ -23,7 +25,7 @@ def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
     return float(-np.log(probs[np.arange(len(labels)), labels].clip(1e-7)).mean())
 
 
-def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv 1706.04599): how far sureness and accuracy lie apart.
 
         sum over bins b of |b| / N * |accuracy(b) - mean top probability(b)|
@@ -35,7 +37,7 @@ def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> 
 
 
 def chance_error(probs: np.ndarray, draws: int = 100) -> float:
-    """The calibration error that chance alone leaves: its mean where labels are drawn as probs (N, K) say. On 124 photos, 0.09."""
+    """The calibration error that chance alone leaves: its mean where labels are drawn as probs (N, K) say."""
     rng, edges = np.random.default_rng(0), probs.cumsum(1)
     drawn = ((edges < rng.random((len(probs), 1)) * edges[:, -1:]).sum(1) for _ in range(draws))
     return float(np.mean([calibration_error(probs, labels) for labels in drawn]))
@@ -59,7 +61,7 @@ def per_class(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return np.stack([hits / answered, hits / present, 2 * hits / (present + answered), present], 1)
 
 
-def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = 15) -> np.ndarray:
+def reliability(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> np.ndarray:
     """Of the answers whose probability falls into each of `bins` equal bins: mean probability, accuracy, photos; float (B, 3).
 
     Empty bins are left out. A trustworthy model's two first columns agree.

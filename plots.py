@@ -110,7 +110,7 @@ def class_scores(path: Path, scores: np.ndarray, classes: Sequence[str]) -> None
 
 def calibration(path: Path, probs: np.ndarray, labels: np.ndarray) -> None:
     """How often answers of each probability are right, and how many there are; the diagonal is a trustworthy model."""
-    sure, right, photos = metrics.reliability(probs, labels, bins=10).T
+    bins, (sure, right, photos) = metrics.BINS, metrics.reliability(probs, labels).T
     with picture(path, 4.6, 5) as figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         error = np.sqrt(right * (1 - right) / photos)
@@ -118,7 +118,7 @@ def calibration(path: Path, probs: np.ndarray, labels: np.ndarray) -> None:
         axes.errorbar(sure, right, error, color=BLUE, marker="o", capsize=2, label="answers, with one standard error")
         error = metrics.calibration_error(probs, labels)
         axes.set(title=f"expected calibration error {error:.3f}", ylabel="share that is right", ylim=(0, 1.02))
-        below.bar((np.floor(sure * 10).clip(0, 9) + 0.5) / 10, photos, width=0.09, color=BLUE)
+        below.bar((np.floor(sure * bins).clip(0, bins - 1) + 0.5) / bins, photos, width=0.9 / bins, color=BLUE)
         below.set(xlabel="probability of the answer", ylabel="photos", xlim=(0, 1))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))

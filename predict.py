@@ -173,7 +173,7 @@ def tell(options: Options, predictor: Predictor, paths: Sequence[str], labels: S
     told = [i for i, label in enumerate(labels) if label in predictor.classes and i not in errors]
     if any(labels) and not told:
         print(f"no score: {left_out(labels, told, predictor.classes)}")
-    if told and len(set(labels)) > 1:
+    if told:
         try:
             print(report(probs[told], np.array([predictor.classes.index(labels[i]) for i in told]), predictor.classes))
             if strange := left_out(labels, told, predictor.classes):

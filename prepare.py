@@ -1,4 +1,5 @@
-"""What main.py does before the first epoch: a look at the photos and at what the model will be shown, the time it takes, a rehearsal."""
+"""What main.py does before the first epoch: a look at the photos, the network and what it will be shown, the time it takes, a
+rehearsal."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import pandas as pd
 import psutil
 import torch
 from accelerate import Accelerator
+from torch.optim import SGD
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -21,10 +23,12 @@ import record
 from answers import no_score_after
 from config import Config
 from device import memory_ran_out, to_device
+from folding import fold_batchnorm
+from loss import Loss
 from mixup import mixup
-from model import Classifier, ModelError
+from model import Classifier, ModelError, build_model, freeze, parameter_groups
 from sam import SAM, frozen_batchnorm
-from schedule import side_at
+from schedule import side_at, training_sizes
 from split import describe, find_trouble, split
 from text import shown
 
@@ -84,8 +88,22 @@ def check_folds(table: pd.DataFrame, config: Config) -> None:
                                     "--seed.") from error
 
 
+def build_learner(config: Config, weights: str, counts: torch.Tensor, size: int, device: torch.device) -> tuple[Classifier, SGD, Loss]:
+    """The network that learns, its optimizer without SAM, and its loss. weights: as for build_model. counts: training photos of each class,
+    int (K,). size: of the photos, in pixels. Raises ModelError."""
+    torch.manual_seed(config.seed)
+    model = build_model(config.model, len(counts), weights, config.cosine, config.directions).to(device)
+    check_sizes(model, size, training_sizes(size, config.progressive, config.train_share))
+    freeze(model, config.freeze)
+    if config.batchnorm_kept:
+        fold_batchnorm(model, torch.zeros(1, 3, size, size, device=device))
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.fits_head else 1.0)
+    sgd = SGD(groups, config.lr, config.momentum, nesterov=config.momentum > 0)
+    return model, sgd, Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, config.cosine).to(device)
+
+
 @torch.no_grad()
-def check_sizes(model: Classifier, size: int, smaller: Sequence[int] = ()) -> None:
+def check_sizes(model: Classifier, size: int, smaller: Sequence[int]) -> None:
     """A forward pass of each. Raises ModelError where the backbone cannot take photos of size x size pixels, as some want a multiple of 32,
     or of those smaller sizes that it is to be trained at."""
     for side in dict.fromkeys((size, *smaller)):
@@ -121,16 +139,16 @@ def announce_time(model, size: int, photos: int, config: Config, accelerator: Ac
     say(f"an epoch will take about {seconds / 60:.1f} min on this CPU ({photos} photos of {size} x {size}){advice}")
 
 
-def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, keep_batchnorm: bool, batch: int = 2) -> float:
-    """Time of a forward and backward pass for one photo, times the passes of a step; the model is left as it was."""
-    images = torch.zeros(batch, 3, size, size, device=accelerator.device).to(memory_format=torch.channels_last)
+def seconds_a_photo(model, size: int, passes: float, accelerator: Accelerator, keep_batchnorm: bool) -> float:
+    """Time of a forward and backward pass for one photo, times the passes of a step; the weights stay as they are."""
+    images = to_device(torch.zeros(2, 3, size, size), accelerator)
     engine.training_mode(model, keep_batchnorm)
     for _ in range(2):                                                     # the first also sets things up
         began = time.perf_counter()
         with frozen_batchnorm(model):
             accelerator.backward(model(images).sum())
         model.zero_grad()
-    return passes * (time.perf_counter() - began) / batch
+    return passes * (time.perf_counter() - began) / len(images)
 
 
 def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: torch.Tensor, loss_of: Callable, optimizer: SAM,
@@ -155,7 +173,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
 
     images, index = batch_of(train_loader)
     tell("photos read and augmented", images)
-    images, own = resize(to_device(images.flatten(0, -4), accelerator), steps), labels[index].to(accelerator.device)
+    images, own = resize(to_device(images, accelerator), steps), labels[index].to(accelerator.device)
     mixed, targets = mixup(images, own, num_classes, config.mixup, engine.step_rng(0, 0, 0))
     tell("mixed; targets below", mixed)
     tell("", targets)
@@ -168,7 +186,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     images, _ = batch_of(val_loader)
     tell("validation photos read", images)
     model.eval()
-    logits = engine.ask(model, to_device(images.flatten(0, -4), accelerator), accelerator)
+    logits = engine.ask(model, to_device(images, accelerator), accelerator)
     tell("answered", logits)
     held = torch.cuda.max_memory_allocated() if accelerator.device.type == "cuda" else psutil.Process().memory_info().rss
     return "\n".join([*lines, f"memory of the {accelerator.device.type}: {held / 2**30:.2f} GiB"])

@@ -31,7 +31,7 @@ class Trained:
         model, saved = load_model(path)
         self.classes: list[str] = saved["classes"]
         size, crop = saved["image_size"], saved["crop"]
-        self.views = RandomViews(size, tta) if tta_random else FixedViews(size, crop, tta)
+        self.views = RandomViews(size, tta, saved["config"]["augment"]) if tta_random else FixedViews(size, crop, tta)
         self.accelerator, _ = make_accelerator()
         self.temperature, self.batch, self.workers = saved["temperature"], batch, workers
         self.limit, self.notes = saved["known_limit"], saved["notes"]

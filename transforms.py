@@ -81,7 +81,7 @@ class RandomErasing(A.ImageOnlyTransform):
         return img
 
 
-def training_transform(size: int, augment: float = 0.5) -> A.Compose:
+def training_transform(size: int, augment: float) -> A.Compose:
     """The entry's augmentations at strengths a photographer would call plausible. Crop first: the rest costs less then.
 
     augment: 0 to 1, the probability of turning, and of changing brightness and contrast; noise has 0.6 of it, erasing 0.4.
@@ -114,7 +114,7 @@ class RandomViews:
     min_side: pixels of a photo's short side below which its nearest zoom would be blurred.
     """
 
-    def __init__(self, size: int, views: int, augment: float = 0.5):
+    def __init__(self, size: int, views: int, augment: float):
         self.pipeline, self.count, self.min_side = training_transform(size, augment), views, round(size * TRAIN_SCALE[1])
 
     def __call__(self, photo: np.ndarray, seed: int) -> np.ndarray:

@@ -78,13 +78,17 @@ def deadly_share(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dic
     return probs @ np.array([notes.get(name, {}).get("danger") == "deadly" for name in classes], probs.dtype)
 
 
+def danger(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> tuple[str, float, list[str]] | None:
+    """The worst that is noticeable in probs float (K,): "deadly" or "poisonous", the share of all such classes, and their names, the
+    likeliest first."""
+    for kind in DANGERS:
+        found = [i for i in probs.argsort()[::-1] if notes.get(classes[i], {}).get("danger") == kind]
+        if probs[found].sum() >= NOTICEABLE:
+            return kind, float(probs[found].sum()), [classes[i] for i in found]
+    return None
+
+
 def warning(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> str:
-    """One line on what is dangerous among probs float (K,): the share on all deadly genera together, and the note of the
-    likeliest of them; where they are not noticeable, the note of the likeliest poisonous one; else "".
-    """
-    shares = {danger: np.where([notes.get(name, {}).get("danger") == danger for name in classes], probs, 0) for danger in DANGERS}
-    for danger, share in shares.items():
-        if share.sum() >= NOTICEABLE:
-            worst = classes[int(share.argmax())]
-            return f"{share.sum():.0%} on genera with {danger} species. {worst}: {notes[worst]['note']}."
-    return ""
+    """One line on that danger, with the note of the likeliest class; "" where there is none."""
+    found = danger(probs, classes, notes)
+    return f"{found[1]:.0%} on genera with {found[0]} species. {found[2][0]}: {notes[found[2][0]]['note']}." if found else ""

@@ -1,5 +1,6 @@
-"""The way back (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): between the head alone and the last epoch lie weights that are often
-better than both, most of all on photos from elsewhere, where training first loses what the frozen backbone knew."""
+"""Mixing the weights before and after training (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903): on the way from the head alone to
+the last epoch lie weights that are often better than both, most of all on photos from elsewhere, where training first loses what the
+frozen backbone knew."""
 
 from __future__ import annotations
 

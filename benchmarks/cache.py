@@ -11,7 +11,7 @@ SIZE = 224
 def an_epoch(paths: list[str], read):
     from dataset import Batches, Photos, make_loader
     from transforms import RandomViews
-    views = RandomViews(SIZE, 1)
+    views = RandomViews(SIZE, 1, 0.5)
     photos = Photos(paths, views, 0, views.min_side, read)
     loader = make_loader(photos, Batches(len(paths), 32, seed=0), workers=-1, stay=True)
     return lambda: sum(len(index) for _, index, _ in loader)

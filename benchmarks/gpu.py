@@ -176,7 +176,7 @@ def waiting(name: str, size: int, photos: int, paths: list[str], kind: str):
     ema = engine.make_ema(model, 0.98)
     model, sgd = accelerator.prepare(model, torch.optim.SGD(model.parameters(), 1e-3, 0.9, nesterov=True))
     optimizer, loss_of = SAM(sgd, 0.0), Loss(torch.ones(CLASSES)).to(accelerator.device)
-    views = RandomViews(size, 1)
+    views = RandomViews(size, 1, 0.5)
     read = Photos(paths, views, 0, views.min_side)
     loader = make_loader(read, Batches(len(paths), photos, 0, epochs=10**6), -1, torch.cuda.is_available())
     labels, first = torch.arange(len(paths)) % CLASSES, 3 * loader.num_workers  # before, what was read while the GPU started is used up

@@ -17,7 +17,7 @@ def entry_order(size: int):
 
     from photos import read_photo
     from transforms import training_transform
-    crop, *others, erase = training_transform(size).transforms
+    crop, *others, erase = training_transform(size, 0.5).transforms
     pipeline = A.Compose([*others, crop, erase])
     return lambda path: pipeline(image=read_photo(path))["image"]
 
@@ -62,7 +62,7 @@ def compare(name: str, size: int, paths: list[str], repeat: int):
     from dataset import Photos
     from photos import read_photo
     from transforms import RandomViews
-    views = RandomViews(size, 1)
+    views = RandomViews(size, 1, 0.5)
     photos, entry, vision = Photos(paths, views, 0, views.min_side), entry_order(size), torchvision_way(size)
     times = in_turn({"ours": lambda: [photos[0, i] for i in range(len(paths))],
                      "albumentations in the entry's order": lambda: [np.ascontiguousarray(entry(path)) for path in paths],

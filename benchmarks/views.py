@@ -22,7 +22,7 @@ def ttach_way(run: Path, trained, paths: list[str]):
     @torch.inference_mode()
     def probs() -> torch.Tensor:
         loader = make_loader(photos, Batches(len(paths), trained.batch), workers=-1)  # anew each time, as ours, whose start counts
-        return torch.cat([network(to_device(images.flatten(0, -4), trained.accelerator)) for images, _, _ in loader])
+        return torch.cat([network(to_device(images, trained.accelerator)) for images, _, _ in loader])
     return probs
 
 

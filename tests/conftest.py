@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
 import pytest  # noqa: E402
+import timm  # noqa: E402
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -70,14 +71,30 @@ def drawn(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run(drawn, tmp_path_factory) -> Path:
+def backbone(tmp_path_factory) -> Path:
+    """Weights for SMALL in a file. They are random, but main.py takes them for pretrained, and fits a head to them."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "backbone.pth"
+    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def small(drawn, backbone) -> dict:
+    """A training of seconds."""
+    return {"data": drawn, "model": SMALL, "weights": str(backbone), "keep_batchnorm": False, "covariance": 0, "image_size": 64,
+            "batch": 16, "workers": 0}
+
+
+@pytest.fixture(scope="session")
+def run(small, tmp_path_factory) -> Path:
     """A run on 64 px, one epoch; what it predicts is poor, how it predicts is what is tested."""
     import main
     folder = tmp_path_factory.mktemp("work")
     before = os.getcwd()
     os.chdir(folder)
     try:
-        return folder / main.train(Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=1, batch=16, workers=0))
+        return folder / main.train(Config(**small, epochs=1))
     finally:
         os.chdir(before)
 
@@ -103,8 +120,7 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture
-def small_config(drawn, tmp_path, monkeypatch) -> Config:
-    """A training of seconds; its runs/experiments.csv goes to the test's own folder."""
+def small_config(small, tmp_path, monkeypatch) -> Config:
+    """For one test: its runs/experiments.csv goes to the test's own folder."""
     monkeypatch.chdir(tmp_path)
-    return Config(data=drawn, model=SMALL, weights="none", image_size=64, epochs=2, batch=16, workers=0, sam_start=0.0,
-                  out=tmp_path / "run")
+    return Config(**small, epochs=2, sam_start=0.0, out=tmp_path / "run")

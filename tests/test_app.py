@@ -54,6 +54,15 @@ def test_the_likeliest_deadly_are_named_however_thin_they_are_spread(app, drawn,
     assert len(re.findall(r"Amanita|Boletus|Cortinarius|Entoloma|Russula", line)) == 3
 
 
+def test_what_is_poisonous_is_said_as_predict_py_says_it(app, drawn, monkeypatch):
+    probs = np.zeros((1, 9))
+    probs[0, app.predictor.classes.index("Agaricus")] = 1
+    monkeypatch.setattr(app.predictor, "answers", lambda paths: (probs, np.array([1.0]), {}))
+    asked = [app.answer([str(drawn / "Agaricus" / "agaricus_0001.jpg")], language)[1] for language in WORDS]
+    assert "100% on genera with poisonous species: Agaricus, " in asked[0]
+    assert "100%的可能属于含有有毒种类的属：Agaricus 蘑菇属, " in asked[1]
+
+
 def test_a_model_without_heat_maps_answers_all_the_same(app, drawn, monkeypatch):
     def none(explainer, photo, k):
         raise ExplainError("tokens")

@@ -28,7 +28,7 @@ def no_decoding(monkeypatch):
 
 def batches_of(paths, read, workers: int) -> list:
     sampler = Batches(len(paths), batch=4, seed=0, epochs=3)
-    loader = make_loader(Photos(paths, RandomViews(48, 1), seed=0, min_side=72, read=read), sampler, workers)
+    loader = make_loader(Photos(paths, RandomViews(48, 1, 0.5), seed=0, min_side=72, read=read), sampler, workers)
     return [(images, index) for images, index, _ in loader]
 
 

@@ -15,7 +15,7 @@ from files import WriteError
 from tools.bad_input import Call
 
 WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
-         "config": {}, "cosine": 0.0, "covariance": 0, "refit": {}, "weights": {"w": torch.ones(3)}}
+         "config": {"augment": 0.5}, "cosine": 0.0, "covariance": 0, "refit": {}, "weights": {"w": torch.ones(3)}}
 
 
 def test_what_was_saved_loads(tmp_path):

@@ -3,6 +3,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import record
@@ -58,6 +59,8 @@ def test_the_best_of_each_column_is_marked_and_equals_share_it(experiments):
     assert marks.minutes.tolist() == [True, False, False]
     assert not marks.lr.any()
     assert not marks.test_accuracy.any()  # nobody is to choose by it
+    marks = compare.best_values(pd.DataFrame({"ece": ["0.1", "0.2"], "ece_calibrated": ["0.04", "0.03"]}))
+    assert marks.to_numpy().tolist() == [[False, False], [False, True]]  # answers are given at their temperature
 
 
 def test_the_table_is_printed_best_first_and_the_page_marks_it(experiments, capsys):

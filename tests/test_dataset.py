@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_opened_is_named(tmp_path, monkeypatch):
 def batches_of(folder: Path, workers: int, epochs: int = 2) -> list:
     table = load_table(folder)
     sampler = Batches(len(table), batch=7, seed=3, epochs=epochs)
-    loader = make_loader(Photos(table.path, RandomViews(48, 1), seed=3, min_side=0), sampler, workers)
+    loader = make_loader(Photos(table.path, RandomViews(48, 1, 0.5), seed=3, min_side=0), sampler, workers)
     return [(images, index) for images, index, _ in loader]
 
 
@@ -318,7 +318,7 @@ def test_workers_need_no_fork(drawn, tmp_path):
     paths, usual = sorted(map(str, drawn.rglob("*.jpg")))[::12], multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        photos = Photos(paths, RandomViews(64, 1), 0, 96, PhotoCache(tmp_path / ".decoded", 10**8).read)
+        photos = Photos(paths, RandomViews(64, 1, 0.5), 0, 96, PhotoCache(tmp_path / ".decoded", 10**8).read)
         loaders = [make_loader(photos, Batches(9, 9, seed=0), workers) for workers in (1, 0)]
         (ours, our_index, _), (theirs, their_index, _) = (next(iter(loader)) for loader in loaders)
     finally:

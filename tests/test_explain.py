@@ -18,7 +18,7 @@ def saved(path, model: str, size: int):
     torch.manual_seed(0)
     weights = build_model(model, 3, "none").state_dict()
     checkpoint.save(path, {"model": model, "cosine": 0.0, "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0,
-                           "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": {}, "weights": weights})
+                           "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": {"augment": 0.5}, "weights": weights})
     return path
 
 

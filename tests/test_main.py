@@ -37,6 +37,7 @@ from answers import learnt_from, lineage, no_score
 from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
+from loss import Loss
 from predict import Predictor
 from record import RunError
 from report import write_report
@@ -267,9 +268,10 @@ def test_the_next_epoch_is_read_while_one_is_judged_and_then_the_workers_end(sma
 
 @pytest.mark.parametrize(("changed", "folded"), [({}, [49]), ({"keep_batchnorm": False}, []), ({"weights": "none"}, [])])
 def test_batchnorm_that_keeps_its_statistics_is_folded(small_config, monkeypatch, changed, folded):
-    found, fold = [], main.fold_batchnorm
-    monkeypatch.setattr(main, "fold_batchnorm", lambda model, image: found.append(fold(model, image)))
-    main.train(dataclasses.replace(small_config, model="tf_efficientnet_lite0", epochs=1, **({"weights": "auto"} | changed)))
+    found, fold = [], prepare.fold_batchnorm
+    monkeypatch.setattr(prepare, "fold_batchnorm", lambda model, image: found.append(fold(model, image)))
+    changed = {"weights": "auto", "keep_batchnorm": True} | changed
+    main.train(dataclasses.replace(small_config, model="tf_efficientnet_lite0", epochs=1, **changed))
     assert found == folded
 
 
@@ -295,9 +297,8 @@ def test_survivors_of_several_processes_say_how_to_go_on_and_one_alone_does_not(
 
 
 def test_two_machines_score_as_one_and_speak_with_one_voice(small_config, tmp_path):
-    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file, so that BatchNorm is kept
-    config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), epochs=1, mixup=0.0, lr=1e-3,
-                                 head_first=False, sam_whole=True)  # a fitted head is as equal as LBFGS's tolerance: 1e-4
+    config = dataclasses.replace(small_config, keep_batchnorm=True, epochs=1, mixup=0.0, lr=1e-3, sam_whole=True,
+                                 head_first=False)  # a fitted head is as equal as LBFGS's tolerance: 1e-4
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -506,6 +507,18 @@ def test_the_answers_in_val_csv_are_those_of_predict(small_config, drawn, tmp_pa
     np.testing.assert_allclose(Predictor(run / "best.pt").probs(table.image)[0], probs, atol=1e-5)
 
 
+def test_random_weights_get_no_fitted_head_and_their_head_learns_as_fast_as_they(small_config, monkeypatch):
+    monkeypatch.setattr(main.fitting, "start_head", lambda *_: pytest.fail("a head is fitted to noise"))
+    rates, group = [], prepare.parameter_groups
+    monkeypatch.setattr(prepare, "parameter_groups", lambda *given: rates.append(given[3]) or group(*given))
+    run = main.train(dataclasses.replace(small_config, weights="none", epochs=1))
+    assert not (run / "head.pt").exists()
+    assert checkpoint.load(run / "best.pt")["refit"] == {}
+    assert rates == [1.0]
+    with pytest.raises(ConfigError, match="with --head-first and pretrained weights, 0 too"):
+        dataclasses.replace(small_config, weights="none", epochs=0)
+
+
 def test_the_score_is_taken_before_the_head_learns_from_the_photos_of_the_score(small_config, drawn, capsys):
     alone, refit = (main.train(dataclasses.replace(small_config, epochs=1, refit=refit, out=small_config.out / str(refit)))
                     for refit in (False, True))
@@ -651,7 +664,7 @@ def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, draw
     loader = dataset.make_loader(photos, dataset.Batches(1, 16, rank=1, world=2), workers=0)
     net = model.build_model(SMALL, 2, "none")
     sgd = accelerator.prepare(torch.optim.SGD(net.parameters(), 0.1))
-    labels, loss_of = torch.zeros(1, dtype=torch.int64), main.Loss(torch.ones(2))
+    labels, loss_of = torch.zeros(1, dtype=torch.int64), Loss(torch.ones(2))
     said = prepare.rehearse(net, loader, loader, labels, loss_of, main.SAM(sgd, 0.05), accelerator, small_config, num_classes=2, steps=1,
                             resize=lambda images, step: images[..., step:])
     assert re.search(r"answered +\(1, 2\)", said)
@@ -666,15 +679,17 @@ def test_a_size_that_the_backbone_cannot_take_is_one_sentence(small_config, name
         main.train(config)
 
 
-def test_a_size_of_the_epochs_that_the_backbone_cannot_take_is_told_before_the_head_is_fitted(small_config, monkeypatch):
-    config = dataclasses.replace(small_config, model="bat_resnext26ts", weights="none", image_size=256, train_share=0.7)
+def test_a_size_of_the_epochs_that_the_backbone_cannot_take_is_told_before_the_head_is_fitted(small_config, tmp_path, monkeypatch):
+    name = "bat_resnext26ts"
+    torch.save(timm.create_model(name, num_classes=0).state_dict(), tmp_path / "backbone.pth")
+    config = dataclasses.replace(small_config, model=name, weights=str(tmp_path / "backbone.pth"), image_size=256, train_share=0.7)
     monkeypatch.setattr(main.fitting, "start_head", lambda *_: pytest.fail("the head is fitted"))
     with pytest.raises(model.ModelError, match=r"It would be shown 192 x 192 in training: leave --progressive and --train-share at 1\."):
         main.train(config)
 
 
 def test_a_dry_run_takes_one_batch_through_everything_and_trains_nothing(small_config, capsys):
-    run = main.train(dataclasses.replace(small_config, dry_run=True, sam_start=0.75))
+    run = main.train(dataclasses.replace(small_config, dry_run=True, sam_start=0.75, track="tensorboard"))
     printed = capsys.readouterr().out
     for shape in (r"\(15, 1, 3, 64, 64\) +uint8", r"\(15, 3, 64, 64\) +float32", r"\(15, 9\) +float32", r"trained with SAM, loss \d",
                   r"memory .*GiB"):
@@ -762,10 +777,9 @@ def test_a_model_with_arcface_answers_as_it_was_scored(small_config):
     np.testing.assert_allclose(predictor.probs(table.image)[0], scored, atol=1e-4)
 
 
-def test_frozen_layers_end_as_they_were_pretrained(small_config, tmp_path):
-    before = timm.create_model(SMALL, num_classes=0).state_dict()
-    torch.save(before, tmp_path / "backbone.pth")
-    run = main.train(dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), freeze=0.5, epochs=1, lr=1e-3))
+def test_frozen_layers_end_as_they_were_pretrained(small_config, backbone):
+    run = main.train(dataclasses.replace(small_config, freeze=0.5, epochs=1, lr=1e-3))
+    before = torch.load(backbone)
     after = checkpoint.load(run / "last.pt")["learner"]
     same = {name: torch.equal(before[name], after[f"backbone.{name}"]) for name in ("conv_stem.weight", "conv_head.weight")}
     assert same == {"conv_stem.weight": True, "conv_head.weight": False}
@@ -854,7 +868,8 @@ def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_
     assert not small_config.out.exists()
 
 
-def test_where_another_run_s_backbone_has_met_the_photos_the_score_is_not_called_fair(run, small_config, drawn, tmp_path, capsys):
+def test_where_another_run_s_backbone_has_met_the_photos_the_score_is_not_called_fair(run, small_config, drawn, tmp_path, capsys,
+                                                                                       monkeypatch):
     begun = main.train(dataclasses.replace(small_config, epochs=0, weights=str(run / "best.pt"), fold=1))
     warning = "not a fair score: the model learnt from these photos, or was chosen by them"  # another fold of the same
     printed = capsys.readouterr().out
@@ -869,7 +884,10 @@ def test_where_another_run_s_backbone_has_met_the_photos_the_score_is_not_called
     assert warning in capsys.readouterr().out  # the run before the one before met them
     assert no_score(record.read_table(run / "photos.csv").path, [third]) == warning
     (third / "config.json").write_text(json.dumps({"config": {"weights": str(third / "best.pt")}}))
-    assert {*lineage(third)} == {third}  # it goes round no more than Python lets it
+    assert lineage(third) == [third]
+    (third / "config.json").write_text(json.dumps({"config": {"weights": "best.pt"}}))
+    monkeypatch.chdir(third)  # where that names itself
+    assert lineage(third) == [third]
     (third / "config.json").write_text("{}")
     assert lineage(third) == [third]
 
@@ -994,7 +1012,7 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, **more: (seen.__setitem__(name, given), real(*given, **more))[1])
 
-    for owner, name in ((main, "parameter_groups"), (main, "Loss"), (main, "make_schedule"), (main.engine, "make_ema"),
+    for owner, name in ((prepare, "parameter_groups"), (prepare, "Loss"), (main, "make_schedule"), (main.engine, "make_ema"),
                         (main, "make_sizes")):
         spy(owner, name)
     monkeypatch.setattr(main, "be_deterministic", lambda: seen.__setitem__("be_deterministic", ()))  # it would hold for all tests
@@ -1018,4 +1036,4 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
     assert seen["train_one_epoch"]["resize"].__qualname__.startswith("make_sizes")
     assert "be_deterministic" in seen
     assert (seen["train_one_epoch"]["alpha"], seen["train_one_epoch"]["clip"]) == (0.4, 3.0)
-    assert seen["train_one_epoch"]["keep_batchnorm"] is False  # random weights have no statistics to keep
+    assert seen["train_one_epoch"]["keep_batchnorm"] is False

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -172,6 +173,13 @@ def test_a_csv_of_photos_with_and_without_labels(run, drawn, tmp_path, capsys):
         assert ("accuracy" in printed) == (header != "image")
 
 
+def test_photos_of_one_class_alone_are_scored(run, drawn, tmp_path, capsys):
+    rows = [f"{photo},Amanita\n" for photo in sorted((drawn / "Amanita").iterdir())[:8]]
+    (tmp_path / "photos.csv").write_text("".join(["image,label\n", *rows]))
+    assert predict.main(Options((tmp_path / "photos.csv",), checkpoint=(run / "best.pt",))) == 0
+    assert re.search(r"accuracy \d\.\d{4}, macro-F1 \d\.\d{4} on 8 photos", capsys.readouterr().out)
+
+
 def test_its_own_answers_are_no_truth_to_be_scored_by(run, drawn, tmp_path, monkeypatch, capsys):
     photos = [drawn / name / f"{name.lower()}_0001.jpg" for name in ("Amanita", "Boletus")]
     assert predict.main(Options(tuple(photos), checkpoint=(run / "best.pt",), csv=tmp_path / "answers.csv")) == 0
@@ -206,6 +214,15 @@ def test_random_views_are_the_training_augmentations_and_repeat(run, photo):
     one, two = (Predictor(run / "best.pt", tta=8, tta_random=True).probs([photo])[0] for _ in range(2))
     np.testing.assert_array_equal(one, two)
     assert not np.allclose(one, Predictor(run / "best.pt", tta=8).probs([photo])[0])
+
+
+def test_random_views_are_as_strong_as_the_run_s_own(run, photo, tmp_path):
+    saved = checkpoint.load(run / "best.pt")
+    for augment in (0.0, 0.5):
+        checkpoint.save(tmp_path / f"{augment}.pt", saved | {"config": saved["config"] | {"augment": augment}})
+    plain, usual = (Predictor(tmp_path / f"{augment}.pt", tta=8, tta_random=True).probs([photo])[0] for augment in (0.0, 0.5))
+    np.testing.assert_array_equal(usual, Predictor(run / "best.pt", tta=8, tta_random=True).probs([photo])[0])
+    assert not np.allclose(plain, usual)
 
 
 def test_workers_change_nothing(run, drawn):

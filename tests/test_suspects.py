@@ -70,5 +70,5 @@ def test_another_table_is_named_with_the_remedy(table, tmp_path):
     with pytest.raises(DataError, match=r"none.csv: no such table. Give the oof.csv"):
         suspects.main(tmp_path / "none.csv")
     table.drop(columns="Amanita").to_csv(tmp_path / "cut.csv", index=False)
-    with pytest.raises(DataError, match=r"first line must be image,label,fold"):
+    with pytest.raises(DataError, match=r"first line must be image,label, the name of each class, and fold"):
         suspects.main(tmp_path / "cut.csv")

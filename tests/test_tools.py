@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import timm
-import torch
-from conftest import ROOT, SMALL
+from conftest import ROOT
 
+import prepare
 from config import Config
 from tools import find_lr
 
@@ -63,11 +62,10 @@ def test_flags_that_mean_nothing_to_a_search_for_the_rate_are_refused(small_conf
         find_lr.main(small_config)  # it has --out
 
 
-def test_the_rate_is_found_for_the_layers_that_learn(small_config, tmp_path, monkeypatch):
-    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")
-    built, build = [], find_lr.build_model
-    monkeypatch.setattr(find_lr, "build_model", lambda *given: built.append(build(*given)) or built[0])
-    find_lr.find_lr(dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), freeze=0.5, head_first=False), steps=2)
+def test_the_rate_is_found_for_the_layers_that_learn(small_config, monkeypatch):
+    built, build = [], prepare.build_model
+    monkeypatch.setattr(prepare, "build_model", lambda *given: built.append(build(*given)) or built[0])
+    find_lr.find_lr(dataclasses.replace(small_config, freeze=0.5, head_first=False), steps=2)
     assert [built[0].backbone.conv_stem.weight.requires_grad, built[0].backbone.conv_head.weight.requires_grad] == [False, True]
 
 

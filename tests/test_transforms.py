@@ -67,7 +67,7 @@ def test_erasing_leaves_the_original_alone():
 
 
 def test_draws_depend_on_the_seed_alone(photo):
-    one, two = RandomViews(64, 2), RandomViews(64, 2)
+    one, two = RandomViews(64, 2, 0.5), RandomViews(64, 2, 0.5)
     two(photo, 99)  # what was drawn before does not matter
     np.testing.assert_array_equal(one(photo, 5), two(photo, 5))
     assert not np.array_equal(one(photo, 5)[0], one(photo, 5)[1])
@@ -78,7 +78,7 @@ def test_each_augmentation_draws_for_itself(monkeypatch):
     monkeypatch.setattr(transforms, "training_transform", lambda *_: A.Compose([A.HorizontalFlip(p=0.5), A.VerticalFlip(p=0.5)]))
     corner = np.zeros((2, 2, 3), np.uint8)
     corner[0, 0] = 255
-    views = RandomViews(2, 1)
+    views = RandomViews(2, 1, 0.5)
     found = [tuple(np.argwhere(views(corner, seed)[0, ..., 0])[0]) for seed in range(400)]
     shares = [found.count(place) / 400 for place in [(0, 0), (0, 1), (1, 0), (1, 1)]]  # plain, mirrored, upside down, both
     assert min(shares) > 0.18
@@ -86,7 +86,7 @@ def test_each_augmentation_draws_for_itself(monkeypatch):
 
 
 def test_each_augmentation_of_the_entry_is_there_and_acts(photo):
-    pipeline = training_transform(64)
+    pipeline = training_transform(64, 0.5)
     names = [type(t).__name__ for t in pipeline.transforms]
     assert names == ["RandomScaleCrop", "HorizontalFlip", "VerticalFlip", "ShiftScaleRotate", "RandomBrightnessContrast", "OneOf",
                      "RandomErasing"]
@@ -110,7 +110,7 @@ def test_how_often_by_hand():
 def test_a_wrong_argument_raises(monkeypatch):
     monkeypatch.setattr(transforms.A, "GaussNoise", lambda **_: A.GaussNoise.__call__ and A.Blur(var_limit=(10, 50)))
     with pytest.raises(UserWarning, match="var_limit"):
-        training_transform(64)
+        training_transform(64, 0.5)
 
 
 @pytest.mark.parametrize("make", [lambda: RandomScaleCrop(64, scale=(2, 1)), lambda: RandomErasing(area=(0.5, 1.5)),

@@ -25,12 +25,14 @@ WORDS = {
         "answer": "Answer", "heat": "What spoke for it", "none": "Add a photo first.",
         "many": f"More than {MOST} photos: take the best {MOST}.",
         "unknown": "Unknown: it looks like none of the classes. Try a closer photo, one from below.",
-        "deadly": "{:.0%} on genera with deadly species: {}.", "bad": "{}: {}", "caution": trust.CAUTION},
+        "deadly": "{:.0%} on genera with deadly species: {}.", "poisonous": "{:.0%} on genera with poisonous species: {}.",
+        "bad": "{}: {}", "caution": trust.CAUTION},
     "中文": {
         "title": f"# 这是什么蘑菇？\n同一蘑菇的照片，最多 {MOST} 张。手机上点按即可拍照。", "photos": "照片", "ask": "识别",
         "answer": "结果", "heat": "判断依据", "none": "请先添加照片。", "many": f"照片超过 {MOST} 张：请选最好的 {MOST} 张。",
         "unknown": "无法判断：它不像任何可识别的类别。请拍近一些，或拍菌盖下面。",
-        "deadly": "{:.0%}的可能属于含有致命种类的属：{}。", "bad": "{}：{}", "caution": "这只是程序根据照片的猜测：切勿据此食用任何蘑菇。"},
+        "deadly": "{:.0%}的可能属于含有致命种类的属：{}。", "poisonous": "{:.0%}的可能属于含有有毒种类的属：{}。",
+        "bad": "{}：{}", "caution": "这只是程序根据照片的猜测：切勿据此食用任何蘑菇。"},
 }
 
 
@@ -68,10 +70,9 @@ class App:
         likely = [(self.predictor.classes[k], float(mean[k])) for k in mean.argsort()[::-1]]
         if known[read].mean() < self.predictor.limit:
             lines.insert(0, f"**{words['unknown']}**")
-        deadly = [name for name, _ in likely if self.predictor.notes.get(name, {}).get("danger") == "deadly"][:3]
-        share = float(trust.deadly_share(mean[None], self.predictor.classes, self.predictor.notes)[0])
-        if share >= trust.NOTICEABLE:
-            lines.append(f"**{words['deadly'].format(share, ', '.join(self.local(name, language) for name in deadly))}**")
+        if found := trust.danger(mean, self.predictor.classes, self.predictor.notes):
+            kind, share, names = found
+            lines.append(f"**{words[kind].format(share, ', '.join(self.local(name, language) for name in names[:3]))}**")
         try:
             pairs = [self.explainer(read_photo(paths[i], self.explainer.min_side), int(mean.argmax())) for i in read if self.explainer]
             pictures = [picture for square, heat in pairs for picture in (square, overlay(square, heat))]

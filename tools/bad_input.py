@@ -207,6 +207,7 @@ def write_hostile_checkpoints(folder: Path, good: Path) -> dict[str, str]:
         "path in keys.pt": (with_weights(**{"../../outside": head}), "do not fit"),
         "no weights.pt": (whole | {"weights": {}}, "do not fit"),
         "directions.pt": (whole | {"covariance": 10**6}, "covariance"), "other head.pt": (whole | {"covariance": 8}, "do not fit"),
+        "config.pt": (whole | {"config": {"augment": "much"}}, "config is not"), "bare.pt": (whole | {"config": 0}, "config is not"),
         "cosine.pt": (whole | {"cosine": "64"}, "cosine"), "bent.pt": (whole | {"cosine": 1e30}, "cosine"),
         "refit.pt": (whole | {"refit": {"weight": head[:3], "bias": weights["head.bias"]}}, "refit tensors do not fit"),
         "listed refit.pt": (whole | {"refit": [head]}, "refit tensors"),

@@ -22,10 +22,8 @@ from config import Config
 from console import Bar
 from dataset import Batches, Photos, load_table, make_loader
 from device import keep_memory, make_accelerator
-from folding import fold_batchnorm
-from loss import Loss
-from model import build_model, freeze, input_size, parameter_groups
-from prepare import check_sizes, cut, examined
+from model import input_size
+from prepare import build_learner, cut, examined
 from sam import SAM
 from text import as_program
 from transforms import RandomViews
@@ -59,19 +57,10 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
         read = Photos(photos.path, views, config.seed, views.min_side)
         return make_loader(read, Batches(len(photos), config.batch, config.seed, epochs, views=views.count), config.workers)
 
-    torch.manual_seed(config.seed)
-    model = build_model(config.model, len(classes), config.weights, config.cosine, config.directions)
-    check_sizes(model, size)
-    freeze(model, config.freeze)
-    if config.batchnorm_kept:
-        fold_batchnorm(model, torch.zeros(1, 3, size, size))
-    groups = parameter_groups(model, config.weight_decay, config.layer_decay, config.head_lr if config.head_first else 1.0)
-    sgd = torch.optim.SGD(groups, LOWEST, config.momentum, nesterov=config.momentum > 0)
-    counts = labels.bincount(minlength=len(classes))
-    loss_of = Loss(counts, config.smoothing, config.focal, config.balance, config.arcface, config.cosine).to(accelerator.device)
+    model, sgd, loss_of = build_learner(config, config.weights, labels.bincount(minlength=len(classes)), size, accelerator.device)
     model, sgd = accelerator.prepare(model, sgd)
     optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
-    if config.head_first:
+    if config.fits_head:
         fitting.start_head(model, loader_of, size, crop, {"train": labels}, config.balance, accelerator, config.quiet)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 

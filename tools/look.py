@@ -7,6 +7,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
+from config import Config
 from files import keep_apart
 from photos import read_named
 from pictures import contact_sheet
@@ -20,7 +21,7 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
     """Each photo as it is, then after each augmentation alone, then three draws of the whole pipeline.
 
     Args:
-        photos: to draw, a row each.
+        photos: to draw, two rows each.
         out: the picture.
         size: pixels of a square.
     """
@@ -32,13 +33,13 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
         square = crop_view(photo, size, 1.0)
         images.append(square)
         captions.append(path.stem)
-        steps = training_transform(size).transforms
+        steps = training_transform(size, Config.augment).transforms
         for step in [step for outer in steps for step in getattr(outer, "transforms", [outer])]:
             step.p = 1.0
             step.set_random_seed(0)
             images.append(step(image=photo if step is steps[0] else square)["image"])
             captions.append(type(step).__name__)
-        images += list(RandomViews(size, 3)(photo, 0))
+        images += list(RandomViews(size, 3, Config.augment)(photo, 0))
         captions += [f"all, draw {draw + 1}" for draw in range(3)]
     contact_sheet(out, images, captions, columns=len(images) // len(photos) // 2)
     print(out)

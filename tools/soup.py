@@ -81,8 +81,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         """The mean of these weights into the model."""
         model.load_state_dict(mean_weights(weights))
         if by_batch and len(weights) > 1:                                  # statistics of other weights than these
-            views = loader_of("train", RandomViews(size, 1))
-            update_bn((to_device(images.flatten(0, -4), accelerator) for images, index, _ in views if len(index)), model)
+            views = loader_of("train", RandomViews(size, 1, first["config"]["augment"]))
+            update_bn((to_device(images, accelerator) for images, index, _ in views if len(index)), model)
 
     def accuracy(*weights: dict[str, torch.Tensor]) -> float:
         """Of the mean of these weights, which the model has afterwards."""

@@ -18,11 +18,11 @@ from record import read_table, write_table
 from text import as_program
 from views import crop_view
 
-COLUMNS = ["image", "label", "fold"]  # of oof.csv, before a column of probability for each class
+COLUMNS = ["image", "label", "fold"]  # of oof.csv, beside a column of probability for each class
 
 
 def suspects(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table image, label, fold, CLASS... that confident learning doubts (Northcutt et al. 2021, arXiv 1911.00068),
+    """The rows of a table image, label, CLASS..., fold that confident learning doubts (Northcutt et al. 2021, arXiv 1911.00068),
     most suspicious first, as columns image, label, prob (of the label), answer (the likeliest class), answer_prob.
 
     The probabilities must be out of fold: a model knows by heart what it trained on, errors too.
@@ -43,7 +43,7 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
     """Write the list and its picture.
 
     Args:
-        predictions: oof.csv, image,label,fold and a column for each class.
+        predictions: oof.csv: image, label, a column for each class, and fold.
         out: the list; its picture lies beside it.
         most: photos in the picture, the most suspicious first.
     """
@@ -53,7 +53,7 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
     strange = set(table.get("label", [])) - set(table.columns)
     if not {*COLUMNS} <= set(table.columns) or strange or table.empty:
         raise DataError(f"{predictions}: not a table of out-of-fold predictions ({', '.join(table.columns[:4])}, ...). "
-                        "Its first line must be image,label,fold and then the name of each class; a line for each photo.")
+                        "Its first line must be image,label, the name of each class, and fold; a line for each photo.")
     if not any(os.path.isfile(photo) for photo in table.image):
         raise DataError(f"{predictions}: none of its photos is where it was ({table.image[0]}). Put them back; or give the command that "
                         f"trained the folds once more, with --out {predictions.parent} and, as --data, the folder they are in now: it "
