@@ -36,10 +36,10 @@ def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -
     return float((abs(sure - right) * photos).sum() / photos.sum())
 
 
-def chance_error(probs: np.ndarray, draws: int = 100) -> float:
+def chance_error(probs: np.ndarray) -> float:
     """The calibration error that chance alone leaves: its mean where labels are drawn as probs (N, K) say."""
     rng, edges = np.random.default_rng(0), probs.cumsum(1)
-    drawn = ((edges < rng.random((len(probs), 1)) * edges[:, -1:]).sum(1) for _ in range(draws))
+    drawn = ((edges < rng.random((len(probs), 1)) * edges[:, -1:]).sum(1) for _ in range(100))
     return float(np.mean([calibration_error(probs, labels) for labels in drawn]))
 
 

@@ -39,11 +39,11 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(file, format=Path(path).suffix[1:] or "png")
 
 
-def batch_sheet(path: Path, images: torch.Tensor, targets: torch.Tensor, classes: Sequence[str], most: int = 16) -> None:
+def batch_sheet(path: Path, images: torch.Tensor, targets: torch.Tensor, classes: Sequence[str]) -> None:
     """A training batch as the model sees it: images (B, 3, H, W) in 0..255; under each its labels and their shares (lambda)."""
-    pictures = images[:most].clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    pictures = images.clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
     captions = []
-    for row in targets[:most].cpu():
+    for row in targets.cpu():
         share, index = row.topk(2)
         captions.append("\n".join(f"{classes[i]} {s:.2f}" for s, i in zip(share, index, strict=True) if s > 0))
     contact_sheet(path, list(pictures), captions)

@@ -69,8 +69,8 @@ class SAM:
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
 
-    def step(self, norm: torch.Tensor) -> bool:
-        """One step of the base optimizer; then the gradients are gone. Returns False if it was skipped.
+    def step(self, norm: torch.Tensor) -> None:
+        """One step of the base optimizer; then the gradients are gone.
 
         norm: () the norm of all gradients; when it is not finite, weights and momentum stay as they are.
         """
@@ -83,7 +83,6 @@ class SAM:
         self.steps += 1
         self.skipped += not finite
         self.skipped_in_a_row = 0 if finite else self.skipped_in_a_row + 1
-        return finite
 
     @property
     def param_groups(self) -> list[dict]:

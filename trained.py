@@ -42,7 +42,7 @@ class Trained:
     def answers(self, paths: Sequence[str], tick: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Probabilities (N, K) and `known` (N,), averaged over the views, and {index: why} of photos that cannot be read (rows NaN)."""
         photos = Photos(paths, self.views, seed=0, min_side=self.views.min_side)
-        workers = self.workers if len(paths) > self.batch else 0  # to start them takes longer than to read one batch
+        workers = self.workers if len(paths) > self.batch else 0  # to start them takes longer than to read so few
         on_gpu = self.accelerator.device.type == "cuda"
         loader = make_loader(photos, Batches(len(photos), self.batch, views=self.views.count), workers, on_gpu)
         with enough_memory(self.accelerator.device):

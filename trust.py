@@ -53,13 +53,13 @@ def known_limit(known: np.ndarray) -> float:
     return float(np.quantile(known, 1 - KEPT))
 
 
-def read_notes(classes: Sequence[str], file: Path = GENERA) -> dict[str, dict[str, str]]:
-    """{class: {"danger": "deadly" or "poisonous", "note"}} of those classes that `file` warns of: genera, by any of their names, in any
+def read_notes(classes: Sequence[str]) -> dict[str, dict[str, str]]:
+    """{class: {"danger": "deadly" or "poisonous", "note"}} of those classes that GENERA warns of: genera, by any of their names, in any
     case, and species by their genus ("Amanita phalloides", "01_amanita", in Chinese at the end: "毒蝇鹅膏菌").
 
     A class that is missing here is not harmless: it is only not on this list.
     """
-    with file.open(encoding="utf-8", newline="") as rows:
+    with GENERA.open(encoding="utf-8", newline="") as rows:
         notes = {row[name].casefold(): {"danger": row["danger"], "note": row["note"]} for row in csv.DictReader(rows) if row["danger"]
                  for name in ("genus", "english", "chinese") if row[name]}
     endings = sorted((name.removesuffix("属") for name in notes if name.endswith("属")), key=len, reverse=True)  # 乳牛肝菌 before 牛肝菌
