@@ -17,6 +17,7 @@ import pytest  # noqa: E402
 import timm  # noqa: E402
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import checkpoint  # noqa: E402
@@ -28,6 +29,16 @@ from split import find_trouble, split  # noqa: E402
 
 REAL = ROOT.parent / "shared" / "data"  # real photos, in some checkouts
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
+
+
+settings.register_profile("the same each time", deadline=None, derandomize=True, database=None)
+settings.load_profile("the same each time")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Whatever ran before, a test's random networks are the same."""
+    torch.manual_seed(0)
 
 
 def save_random_model(path: Path, classes: list[str], notes: dict, name: str = SMALL, weights: str = "none",

@@ -303,6 +303,13 @@ def test_batches_can_start_in_the_middle():
     assert len(rest) == len(list(rest)) == 11
 
 
+def test_each_epoch_has_an_order_of_its_own():
+    keys = [key for batch in Batches(50, 8, seed=1, epochs=2) for key in batch]
+    first, second = ([index for epoch, index in keys if epoch == number] for number in (0, 1))
+    assert first != second
+    assert sorted(first) not in (first, second)
+
+
 def test_a_photo_that_vanishes_is_left_out_of_its_batch(tmp_path):
     make_photos(tmp_path, {"a": 3})
     paths = [str(tmp_path / "a" / f"{i}.jpg") for i in range(3)]

@@ -314,6 +314,18 @@ def test_answers_hold_no_file_of_a_worker_open(drawn, accelerator):
     assert max(opened[20:]) <= max(opened[:20])
 
 
+def test_the_draws_of_each_step_are_its_own():
+    steps = [(seed, epoch, step, process) for seed in (0, 1) for epoch in (0, 1) for step in (0, 1) for process in (0, 1)]
+    assert len({engine.step_rng(*step).random() for step in steps}) == len(steps)
+
+
+def test_who_has_no_photo_of_a_batch_adds_nothing_to_its_gradient(accelerator):
+    model = torch.nn.Linear(3, 2)
+    engine.forward_backward(model, torch.rand(1, 3), torch.zeros(1, 2), lambda logits, wanted: logits.square().mean(), accelerator,
+                            photos=float("inf"))
+    assert [parameter.grad.abs().max().item() for parameter in model.parameters()] == [0, 0]
+
+
 def test_a_row_in_which_any_number_is_not_finite_is_no_answer(accelerator, drawn):
     paths = [str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))[:3]]
     loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 64), Batches(3, 3), 0)

@@ -45,6 +45,11 @@ def test_the_exported_model_agrees_with_the_checkpoint(run, paths, tta):
     assert np.abs(ours - theirs).max() < 1e-4
     assert (ours.argmax(1) == theirs.argmax(1)).all()
     assert ours.std(0).max() > 0.01  # it is no constant
+    one, other = (Predictor(run / f"best.{kind}", tta=tta) for kind in ("onnx", "pt"))
+    known, same = one.answers(paths)[1], other.answers(paths)[1]
+    assert np.abs(known - same).max() < 1e-4
+    assert known.std() > 1e-3
+    assert one.limit == other.limit == 0.4
     assert list(Predictor(run / "best.onnx")(paths[0])) == list(Predictor(run / "best.pt")(paths[0]))
 
 

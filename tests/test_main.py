@@ -33,7 +33,7 @@ import metrics
 import model
 import prepare
 import record
-from answers import learnt_from, lineage, no_score
+from answers import lineage, no_score
 from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
@@ -83,6 +83,8 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     assert log.epoch.tolist() == [0, 1, 2]  # 0: the head alone, on frozen features
     assert (log.skipped_steps == 0).all()
     assert (log.grad_norm[1:] > 0).all()
+    cosine = [(1 + np.cos(np.pi * step / 11)) / 2 for step in (4, 10)]  # 6 steps an epoch, of 12 the first climbs: the last of each
+    assert log.lr[1:].tolist() == pytest.approx([Config.lr * share for share in cosine])
     settings = json.loads((run / "config.json").read_text())
     assert settings["config"]["model"] == SMALL
     assert torch.__version__.startswith(settings["versions"]["torch"])
@@ -101,7 +103,9 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     assert f"best: {best['kept']};" in printed
     assert 0 < best["known_limit"] < 1
     assert set(best["notes"]) >= {"Amanita", "Cortinarius"}
-    assert 0 <= float(row["val_ece_calibrated"]) <= 1
+    _, probs, truth = record.read_answers(run / "val.csv")
+    expected = metrics.scores(probs, truth) | {"ece_calibrated": metrics.calibration_error(probs, truth)}
+    assert {name: float(row[f"val_{name}"]) for name in expected} == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(run, small_config, tmp_path):
@@ -145,36 +149,39 @@ def stop_after(monkeypatch, config: Config, steps: int) -> Path:
 
 @pytest.mark.parametrize("after", [2, 9])
 def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_config, tmp_path, monkeypatch, capsys, after):
-    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), tmp_path / "backbone.pth")  # of a file: BatchNorm is kept, and folded
-    # 6 steps an epoch, 12 in all: the counters matter
-    config = dataclasses.replace(small_config, weights=str(tmp_path / "backbone.pth"), sam_every=2)
+    # BatchNorm is kept and folded, and textures are seen, as by default. 6 steps an epoch, 12 in all: the counters matter
+    config = dataclasses.replace(small_config, keep_batchnorm=True, covariance=4, sam_every=2)
     reference = main.train(config)
     stopped = stop_after(monkeypatch, dataclasses.replace(config, out=tmp_path / "stopped"), after)
     assert f"--resume {stopped}" in capsys.readouterr().out
     run = main.train(Config(resume=stopped))
     assert torch.equal(weights_of(run), weights_of(reference))
     assert torch.equal(weights_of(run, "best.pt"), weights_of(reference, "best.pt"))
+    one, other = (checkpoint.load(folder / "best.pt") for folder in (run, reference))
+    assert one["refit"]
+    assert all(torch.equal(one["refit"][name], tensor) for name, tensor in other["refit"].items())
+    assert [one[name] == other[name] for name in ("temperature", "known_limit", "kept")] == [True] * 3
+    assert (run / "val.csv").read_bytes() == (reference / "val.csv").read_bytes()
     keep = ["epoch", "lr", "train_loss", "val_loss", "val_accuracy"]
     pd.testing.assert_frame_equal(pd.read_csv(run / "log.csv")[keep], pd.read_csv(reference / "log.csv")[keep])
 
 
 def test_a_run_killed_at_a_random_moment_and_resumed_equals_the_run_never_killed(small_config, tmp_path):
-    config = dataclasses.replace(small_config, epochs=3)
+    config = dataclasses.replace(small_config, epochs=8)
     reference = main.train(config)
     out = tmp_path / "killed"
     process = command(*flags(dataclasses.replace(config, out=out)))
     while not (out / "last.pt").exists():
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
-    time.sleep(random.uniform(0, 4))
+    time.sleep(random.Random(0).uniform(0, 0.5))
     process.kill()
     process.communicate()
-    saved = checkpoint.load(out / "last.pt")
-    if saved["progress"]["epoch"] < config.epochs:
-        resumed = command("--resume", out)
-        printed, _ = resumed.communicate(timeout=120)
-        assert resumed.returncode == 0, printed
-        assert f"look: {out / 'report.html'}" in printed
+    assert checkpoint.load(out / "last.pt")["progress"]["epoch"] < config.epochs
+    resumed = command("--resume", out)
+    printed, _ = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, printed
+    assert f"look: {out / 'report.html'}" in printed
     assert torch.equal(weights_of(out), weights_of(reference))
 
 
@@ -564,7 +571,9 @@ def test_no_epochs_are_the_fitted_head_alone(small_config, capsys, monkeypatch):
         dataclasses.replace(small_config, epochs=0, head_first=False)
 
 
-def test_photos_of_a_test_side_are_asked_of_the_head_that_answers(small_config, drawn, tmp_path, capsys):
+def test_photos_of_a_test_side_are_asked_once_of_the_head_that_answers(small_config, drawn, tmp_path, capsys, monkeypatch):
+    seen, photos = [], dataset.Photos
+    monkeypatch.setattr(main, "Photos", lambda paths, views, *given: seen.append((set(paths), views.count)) or photos(paths, views, *given))
     table = dataset.load_table(drawn).assign(image=lambda t: t.path, side=lambda t: np.arange(len(t)) % 4)
     table["side"] = table.side.map({0: "val", 1: "test"}).fillna("train")
     table.drop(columns="path").to_csv(tmp_path / "photos.csv", index=False)
@@ -576,7 +585,7 @@ def test_photos_of_a_test_side_are_asked_of_the_head_that_answers(small_config, 
     assert said == f"{metrics.accuracy(probs, truth):.4f}"
     row = record.read_table(record.EXPERIMENTS).iloc[-1]
     assert float(row.test_loss) == pytest.approx(metrics.scores(probs, truth)["loss"], abs=1e-3)
-    assert not learnt_from(run) & {os.path.realpath(path) for path in tested.path}
+    assert [views for paths, views in seen if paths & set(tested.path)] == [ANSWER_VIEWS]  # at the end, and by nobody before
 
 
 def test_photos_without_an_answer_are_told_and_do_not_count(small_config, capsys, monkeypatch):
@@ -646,17 +655,6 @@ def test_where_no_photo_of_the_first_batch_can_be_read_there_is_no_picture_of_it
     loader = dataset.make_loader(dataset.Photos(["gone.jpg"] * 4, views, 0, 64), dataset.Batches(4, 4, 0), workers=0)
     prepare.draw_a_batch(tmp_path, loader, torch.zeros(4, dtype=torch.int64), ["a", "b"], Config())
     assert not list(tmp_path.iterdir())
-
-
-def test_photos_set_aside_as_a_test_are_scored_once_at_the_end(small_config, drawn, tmp_path, capsys):
-    for side in ("train", "test"):
-        for folder in (f for f in drawn.iterdir() if f.is_dir()):
-            (tmp_path / "p" / side / folder.name).mkdir(parents=True)
-            for photo in sorted(folder.iterdir())[:8] if side == "train" else sorted(folder.iterdir())[8:]:
-                os.link(photo, tmp_path / "p" / side / folder.name / photo.name)
-    main.train(dataclasses.replace(small_config, data=tmp_path / "p", epochs=1))
-    assert "on the test photos: accuracy" in capsys.readouterr().out
-    assert "test_accuracy" in (tmp_path / "runs" / "experiments.csv").read_text()
 
 
 def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, drawn):
@@ -775,6 +773,34 @@ def test_a_model_with_arcface_answers_as_it_was_scored(small_config):
     predictor = Predictor(run)
     assert predictor.models[0].model.head.scale == 20
     np.testing.assert_allclose(predictor.probs(table.image)[0], scored, atol=1e-4)
+
+
+def test_decoded_photos_that_are_kept_change_nothing(run, small, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    same = main.train(Config(**small, epochs=1, cache=0.1))
+    assert list((tmp_path / "runs" / ".decoded").iterdir())
+    assert torch.equal(weights_of(run), weights_of(same))
+
+
+def test_without_the_way_back_the_best_epoch_is_kept(small_config, capsys):
+    run = main.train(dataclasses.replace(small_config, epochs=1, wise=False))
+    assert "on the way from" not in capsys.readouterr().out
+    assert checkpoint.load(run / "best.pt")["kept"] in ("the head alone", "epoch 1")
+
+
+def test_a_second_ctrl_c_ends_the_program_but_a_launcher_s_echo_does_not(tmp_path, monkeypatch):
+    times, raised = iter([10.0, 10.5, 10.5, 11.5]), []
+    monkeypatch.setattr("console.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("console.signal.raise_signal", raised.append)
+    with main.StopRequest(SimpleNamespace(num_processes=1), tmp_path) as stop:
+        stop.ask(signal.SIGINT, None)
+        stop.ask(signal.SIGINT, None)  # half a second later: the same, handed on
+        assert stop()
+        assert raised == []
+        times = iter([11.5])
+        stop.ask(signal.SIGINT, None)
+        assert raised == [signal.SIGINT]
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
 
 
 def test_frozen_layers_end_as_they_were_pretrained(small_config, backbone):
@@ -1002,7 +1028,11 @@ def test_the_last_epochs_may_do_without_mixup(small_config, monkeypatch):
     assert alphas == [0.4, 0.0]  # none at all is --mixup 0
 
 
-def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
+def test_the_knobs_of_the_recipe_reach_their_parts(small_config, drawn, tmp_path, monkeypatch):
+    photos = shutil.copytree(drawn, tmp_path / "photos")
+    for photo in sorted((photos / "Amanita").iterdir())[5:]:
+        photo.unlink()
+
     class Reached(Exception):
         pass
 
@@ -1012,24 +1042,33 @@ def test_the_knobs_of_the_recipe_reach_their_parts(small_config, monkeypatch):
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *given, **more: (seen.__setitem__(name, given), real(*given, **more))[1])
 
-    for owner, name in ((prepare, "parameter_groups"), (prepare, "Loss"), (main, "make_schedule"), (main.engine, "make_ema"),
-                        (main, "make_sizes")):
+    for owner, name in ((prepare, "parameter_groups"), (prepare, "SGD"), (prepare, "Loss"), (main, "SAM"), (main, "make_schedule"),
+                        (main.engine, "make_ema"), (main, "make_sizes")):
         spy(owner, name)
     monkeypatch.setattr(main, "be_deterministic", lambda: seen.__setitem__("be_deterministic", ()))  # it would hold for all tests
 
-    def reached(model, loader, *_, **more):
+    def reached(model, loader, *given, **more):
         seen["train_one_epoch"], seen["turned"] = more, loader.dataset.transform.pipeline.transforms[3].p
+        seen["accumulate"] = given[-1]["accumulate"]
         raise Reached
 
     monkeypatch.setattr(main.engine, "train_one_epoch", reached)
     with pytest.raises(Reached):
         main.train(dataclasses.replace(
-            small_config, weight_decay=0.01, layer_decay=0.7, head_lr=0.5, smoothing=0.1, focal=2.0, balance="weights",
+            small_config, data=photos, lr=0.02, momentum=0.8, rho=0.07, asam=True, sam_every=3, sam_start=0.5, accumulate=2,
+            weight_decay=0.01, layer_decay=0.7, head_lr=0.5, smoothing=0.1, focal=2.0, balance="weights",
             arcface=0.3, arcface_scale=50.0, schedule="step", warmup=0.25, progressive=0.6, train_share=0.8, augment=0.3, ema=0.5,
             deterministic=True, mixup=0.4, clip=3.0))
     assert seen["parameter_groups"][1:] == (0.01, 0.7, 0.5)
+    assert seen["SGD"][1:] == (0.02, 0.8)
+    assert seen["SAM"][1:] == (0.07, True, 3, 5)  # of 10 steps
+    assert seen["accumulate"] == 2
+    table = record.read_table(small_config.out / "photos.csv")
+    counts = table.label[table.side == "train"].value_counts().sort_index()
+    assert seen["Loss"][0].tolist() == counts.tolist()
+    assert len(set(counts)) > 1
     assert seen["Loss"][1:] == (0.1, 2.0, "weights", 0.3, 50.0)
-    assert (seen["make_schedule"][0], seen["make_schedule"][3]) == ("step", 0.25)
+    assert (seen["make_schedule"][0], *seen["make_schedule"][2:]) == ("step", 10, 0.25)
     assert seen["make_ema"][1] == 0.5
     assert seen["make_sizes"][:2] == (0.6, 0.8)
     assert seen["turned"] == 0.3

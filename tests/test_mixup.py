@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,10 @@ def test_mixed_image_and_target_share_lam(rng):
     assert not torch.equal(targets, torch.eye(6))
 
 
+def rng_of_halves(seed: int) -> SimpleNamespace:
+    return SimpleNamespace(beta=lambda a, b, n: np.full(n, 0.5), permutation=np.random.default_rng(seed).permutation)
+
+
 @given(st.integers(1, 20), st.integers(2, 9), st.floats(0, 4), st.integers(0, 1000))
 def test_rows_sum_to_one_and_all_photos_weigh_the_same(batch, classes, alpha, seed):
     labels = torch.from_numpy(np.random.default_rng(seed).integers(0, classes, batch))
@@ -24,6 +30,8 @@ def test_rows_sum_to_one_and_all_photos_weigh_the_same(batch, classes, alpha, se
     mixed, targets = mixup(images, labels, classes, alpha, np.random.default_rng(seed))
     assert targets.sum(1).numpy() == pytest.approx(np.ones(batch), abs=1e-6)
     assert targets.min() >= 0
+    half, _ = mixup(images, labels, classes, 0.5, rng_of_halves(seed))
+    assert half[:, 0, 0, 0].sum().item() == pytest.approx(sum(range(batch)))  # each photo is the partner of one
     assert mixed.shape == images.shape
     torch.testing.assert_close(images, before)
 

@@ -354,6 +354,9 @@ def test_paths_come_by_a_pipe_and_answers_leave_as_json_lines(run, photo, tmp_pa
                           input=f"{photo}\n\nbad.jpg\n", capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     good, bad = map(json.loads, done.stdout.splitlines())
+    assert list(good) == ["image", "label", "prob", "known", "unknown", "deadly", "probs"]
+    deadly = ("Amanita", "Boletus", "Cortinarius", "Entoloma", "Russula")
+    assert good["deadly"] == pytest.approx(sum(good["probs"][name] for name in deadly), abs=1e-5)
     assert good["image"] == str(photo)
     assert good["probs"] == pytest.approx(Predictor(run / "best.pt")(photo), abs=1e-6)
     assert (good["label"], good["prob"]) == next(iter(good["probs"].items()))

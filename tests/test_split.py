@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import split as split_module
 from photos import DataError
 from split import describe, split
 
@@ -33,6 +34,18 @@ def test_a_csv_s_column_side_is_kept_and_empty_means_train(tmp_path):
     number = table.path.str.extract(r"(\d+)\.jpg")[0].astype(int)
     assert set(table.side[number < 2]) == {"test"}
     assert table.side.value_counts().to_dict() == {"train": 28, "val": 8, "test": 4}
+    for fold in range(5):
+        assert (ready(tmp_path / "t.csv", fold).groupby("group").side.nunique() == 1).all()
+
+
+def test_photos_like_one_another_and_photos_of_one_find_are_a_chain(tmp_path):
+    make_photos(tmp_path, {"a": 20, "b": 20})
+    shutil.copy(tmp_path / "a" / "0.jpg", tmp_path / "a" / "copy.jpg")
+    rows = [f"{label}/{i}.jpg,{label},{'find' if (label, i) in (('a', 0), ('a', 9)) else ''}" for label in "ab" for i in range(20)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label,group", *rows, "a/copy.jpg,a,"]))
+    for fold in range(5):
+        table = ready(tmp_path / "t.csv", fold)
+        assert table.side[table.path.str.contains(r"a/(?:0|9|copy)\.jpg")].nunique() == 1
 
 
 def test_near_duplicates_stay_together_and_are_told(tmp_path):
@@ -106,14 +119,18 @@ def test_an_unreadable_photo_is_named_and_left_out(tmp_path):
     assert "left out, cannot be read" in describe(table)
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=40, max_size=120), st.integers(0, 4), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
-def test_a_group_is_never_on_both_sides_and_folds_cover_all(rows, fold, seed):
+@pytest.mark.parametrize("many", [split_module.MANY, 0])  # above so many, they are dealt out
+@given(rows=st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 12)), min_size=40, max_size=120), fold=st.integers(0, 4),
+       seed=st.integers(0, 99))
+@settings(max_examples=30)
+def test_a_group_is_never_on_both_sides_and_folds_cover_all(many, rows, fold, seed):
     table = pd.DataFrame([{"path": str(i), "label": label, "group": f"{label}{group}", "side": "", "error": ""}
                           for i, (label, group) in enumerate(rows)])
     table["cluster"] = table.groupby("group").ngroup()
     try:
-        cuts = [split(table, f, 5, seed) for f in range(5)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(split_module, "MANY", many)
+            cuts = [split(table, f, 5, seed) for f in range(5)]
     except DataError:
         return  # too few groups for five folds, or a class all on one side: said so
     cut = cuts[fold]
@@ -138,7 +155,9 @@ def test_a_phone_s_photos_that_cannot_be_read_are_named(tmp_path):
     assert table.error[table.path.str.endswith("jfif")].tolist() == [""]
 
 
-def test_the_split_is_stratified(tmp_path):
+@pytest.mark.parametrize("many", [split_module.MANY, 0])
+def test_the_split_is_stratified(tmp_path, monkeypatch, many):
+    monkeypatch.setattr(split_module, "MANY", many)
     table = ready(make_photos(tmp_path, {"a": 50, "b": 10}))
     assert table[table.side == "val"].label.value_counts().to_dict() == {"a": 10, "b": 2}
 

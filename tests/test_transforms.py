@@ -118,3 +118,8 @@ def test_a_wrong_argument_raises(monkeypatch):
 def test_wrong_ranges_raise(make):
     with pytest.raises(ValueError, match=r"scale|area|ratio"):
         make()
+
+
+def test_the_colours_stay_those_of_the_photo():
+    photo = np.full((90, 120, 3), (200, 50, 10), np.uint8)
+    assert (np.abs(RandomViews(64, 4, 0.0)(photo, 0).astype(int) - photo[0, 0]) <= 1).all()

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 EPOCHS = 3
 SMALL = "test_efficientnet.r160_in1k"
 FLAGS = ("--model", SMALL, "--image-size", "64", "--batch", "16", "--workers", "0", "--epochs", str(EPOCHS))
-NEW = ["--data", "photos", "--weights", "none", *FLAGS, "--out"]
+NEW = ["--data", "photos", "--weights", "backbone.pth", *FLAGS, "--out"]
 KILL_WAIT = 120  # seconds that the survivors may take to end
 
 
@@ -37,7 +37,7 @@ def kill_and_resume(count: int, seed: int) -> str:
     rng, kills, runs, unreadable, different = random.Random(seed), 0, 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        draw_dataset(work / "photos", per_class=12, seed=0)
+        _prepare(work)
         length, reference = _reference(work)
         while kills < count:
             out, again, done = work / f"run{runs}", NEW, False
@@ -72,7 +72,7 @@ def fill_the_disk(most: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         work, disk = Path(folder), Path(folder) / "disk"
         disk.mkdir()
-        draw_dataset(work / "photos", per_class=12, seed=0)
+        _prepare(work)
         _, reference = _reference(work)
         for size in range(1, most + 1):
             try:
@@ -101,6 +101,13 @@ def fill_the_disk(most: int) -> str:
             "than the run on a large disk.")
 
 
+def _prepare(work: Path) -> None:
+    """Photos, and weights for main.py to fit a head to."""
+    draw_dataset(work / "photos", per_class=12, seed=0)
+    torch.manual_seed(0)
+    torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), work / "backbone.pth")
+
+
 def _reference(work: Path) -> tuple[float, str]:
     """Seconds, and the results, of the training that nothing befalls. The first only warms up the server."""
     for name in ("warm", "reference"):
@@ -115,8 +122,9 @@ def _reference(work: Path) -> tuple[float, str]:
 def _results(run: Path) -> str:
     """One hash of what a run leaves to its user: the model, how far it may be trusted, its answers; and of the last weights."""
     best = checkpoint.load(run / "best.pt")
+    refit = [tensor.numpy().tobytes() for tensor in best["refit"].values()]
     trust = f"{best['temperature']} {best['known_limit']} {best['kept']}\n".encode()
-    parts = [_weights(run).numpy().tobytes(), _weights(run, "best.pt").numpy().tobytes(), trust, (run / "val.csv").read_bytes()]
+    parts = [_weights(run).numpy().tobytes(), _weights(run, "best.pt").numpy().tobytes(), *refit, trust, (run / "val.csv").read_bytes()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
@@ -143,7 +151,7 @@ def several_processes(count: int, seed: int) -> list[str]:
     rng, ends, said, resumed_by = random.Random(seed), [], 0, []
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        draw_dataset(work / "photos", per_class=12, seed=0)
+        _prepare(work)
         torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), work / "backbone.pth")  # of a file: BatchNorm is kept
         first = ["--data", "photos", "--weights", "backbone.pth", *FLAGS, "--no-head-first", "--mixup", "0", "--sam-start", "0",
                  "--sam-whole"]
