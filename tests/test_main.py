@@ -159,6 +159,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_
     assert torch.equal(weights_of(run, "best.pt"), weights_of(reference, "best.pt"))
     one, other = (checkpoint.load(folder / "best.pt") for folder in (run, reference))
     assert one["refit"]
+    assert checkpoint.load(run / "last.pt")["refit"]  # for a better epoch yet to come
     assert all(torch.equal(one["refit"][name], tensor) for name, tensor in other["refit"].items())
     assert [one[name] == other[name] for name in ("temperature", "known_limit", "kept")] == [True] * 3
     assert (run / "val.csv").read_bytes() == (reference / "val.csv").read_bytes()
