@@ -63,6 +63,8 @@ def load(path: Path) -> dict:
         cosine = 30.0 if checkpoint.get("head") == "cosine" else 0.0
         for name, before in (("covariance", 0), ("refit", {}), ("cosine", cosine)):  # a run of before there was any
             checkpoint.setdefault(name, before)
+        if isinstance(checkpoint.get("config"), dict):
+            checkpoint["config"].setdefault("augment", 0.5)  # what all had before it was a knob
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
     if missing:
         raise CheckpointError(f"{path}: holds no {', '.join(sorted(missing))}: not a checkpoint of this program. "

@@ -1,6 +1,6 @@
 """Run benchmarks: `python -m benchmarks [NAME ...] [--data FOLDER] [--repeat N]`, or `make bench`. Writes benchmarks/results.md.
 
-Each is a script that also runs alone (`python -m benchmarks.step`). `accuracy` takes half an hour and runs only when named;
+Each is a script that also runs alone (`python -m benchmarks.step`). `accuracy` takes half an hour or more, and runs only when named;
 `gpu`, which needs one, and `recipes`, which compares the recipe with itself, run alone and write no section.
 """
 

@@ -27,9 +27,10 @@ def test_what_was_saved_loads(tmp_path):
 
 
 def test_what_a_run_of_before_lacks_is_as_it_was(tmp_path):
-    save(tmp_path / "best.pt", {name: value for name, value in WHOLE.items() if name not in ("covariance", "refit", "cosine")})
+    before = {name: value for name, value in WHOLE.items() if name not in ("covariance", "refit", "cosine")}
+    save(tmp_path / "best.pt", before | {"config": {}})
     old = load(tmp_path / "best.pt")
-    assert (old["covariance"], old["refit"], old["cosine"]) == (0, {}, 0)
+    assert (old["covariance"], old["refit"], old["cosine"], old["config"]) == (0, {}, 0, {"augment": 0.5})
     save(tmp_path / "best.pt", {name: value for name, value in WHOLE.items() if name != "cosine"} | {"head": "cosine"})
     assert load(tmp_path / "best.pt")["cosine"] == 30
 
