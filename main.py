@@ -56,8 +56,8 @@ def train(config: Config) -> Path:
     check_weights(weights)
     if config.deterministic:
         be_deterministic()
-    tracker = None if config.track == "none" or config.dry_run else config.track
-    accelerator, why = make_accelerator(log_with=tracker, project_dir=".")
+    log_with = None if config.track == "none" or config.dry_run else config.track
+    accelerator, why = make_accelerator(log_with=log_with, project_dir=".")
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
     say = (lambda text: None) if config.quiet else tell
     keep_memory()

@@ -110,7 +110,8 @@ def class_scores(path: Path, scores: np.ndarray, classes: Sequence[str]) -> None
 
 def calibration(path: Path, probs: np.ndarray, labels: np.ndarray) -> None:
     """How often answers of each probability are right, and how many there are; the diagonal is a trustworthy model."""
-    bins, (sure, right, photos) = metrics.BINS, metrics.reliability(probs, labels).T
+    bins = metrics.BINS
+    sure, right, photos = metrics.reliability(probs, labels).T
     with picture(path, 4.6, 5) as figure:
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
         error = np.sqrt(right * (1 - right) / photos)

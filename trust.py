@@ -90,5 +90,7 @@ def danger(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str,
 
 def warning(probs: np.ndarray, classes: Sequence[str], notes: dict[str, dict[str, str]]) -> str:
     """One line on that danger, with the note of the likeliest class; "" where there is none."""
-    found = danger(probs, classes, notes)
-    return f"{found[1]:.0%} on genera with {found[0]} species. {found[2][0]}: {notes[found[2][0]]['note']}." if found else ""
+    if not (found := danger(probs, classes, notes)):
+        return ""
+    kind, share, (worst, *_) = found
+    return f"{share:.0%} on genera with {kind} species. {worst}: {notes[worst]['note']}."

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
+import engine
 import prepare
 from config import Config
 from tools import find_lr
@@ -55,6 +56,23 @@ def test_the_rate_climbs_over_more_than_an_epoch_and_is_drawn(small_config, tmp_
     rates, losses = find_lr.find_lr(config, steps=7)
     np.testing.assert_allclose(rates, np.geomspace(1e-5, 1, 7)[:len(rates)])
     assert 4 <= len(losses) <= 7
+
+
+def test_the_rate_climbs_from_a_fitted_head(small_config, monkeypatch):
+    taken, fitted, step, fit = [], [], engine.train_step, find_lr.fitting.start_head
+
+    def noted(model, images, targets, loss_of, optimizer, *given, **more):
+        taken.append([group["lr"] for group in optimizer.param_groups])
+        return step(model, images, targets, loss_of, optimizer, *given, **more)
+
+    monkeypatch.setattr(engine, "train_step", noted)
+    monkeypatch.setattr(find_lr.fitting, "start_head", lambda *given: fitted.append(fit(*given)))
+    find_lr.find_lr(dataclasses.replace(small_config, rho=0.0), steps=4)
+    assert len(fitted) == 1
+    climb = np.geomspace(1e-5, 1, 4)[:len(taken)]
+    np.testing.assert_allclose([max(rates) for rates in taken], climb)
+    np.testing.assert_allclose([min(rates) for rates in taken], climb * min(taken[0]) / 1e-5)  # the head's share of it
+    assert min(taken[0]) < 1e-5
 
 
 def test_flags_that_mean_nothing_to_a_search_for_the_rate_are_refused(small_config):

@@ -34,9 +34,8 @@ def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
 
 
 def best_values(runs: pd.DataFrame) -> pd.DataFrame:
-    """bool, of the same shape: the highest accuracy and F1, the lowest loss, calibration error (of the
-    answers as they are given) and minutes; equals share it. Test photos
-    have no best: who chose by them would have no test left."""
+    """bool, of the same shape: the highest accuracy and F1, the lowest loss, calibration error of the answers
+    as they are given, and minutes; equals share it. Test photos have no best: who chose by them would have no test left."""
     marks = pd.DataFrame(False, index=runs.index, columns=runs.columns)
     for name in runs.columns[~runs.columns.str.startswith("test_")]:
         values = pd.to_numeric(runs[name], errors="coerce")
