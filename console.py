@@ -1,8 +1,10 @@
-"""What a person at the terminal sees and presses: the progress bar, and Ctrl-C."""
+"""What a person at the terminal sees and does: the progress bar, Ctrl-C, and a terminal that is closed."""
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
 import sys
 import time
 from pathlib import Path
@@ -11,10 +13,11 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from engine import sum_over_processes
+from text import ending_signals
 
 
 class StopRequest:
-    """Within: Ctrl-C or SIGTERM means finish the step, save, say how to go on. A second one ends the program at once.
+    """Within: Ctrl-C, SIGTERM or a closed terminal means finish the step, save, say how to go on. A second one ends the program at once.
 
     Asked in any of several processes, all stop at the same step. Their launcher hands the signal on once more, at the
     same moment: that one is no second.
@@ -25,7 +28,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         self.asked = 0.0
-        self.before = {number: signal.signal(number, self.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {number: signal.signal(number, self.ask) for number in ending_signals()}
         return self
 
     def __exit__(self, kind, error: BaseException | None, trace) -> None:
@@ -40,6 +43,10 @@ class StopRequest:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.asked = self.asked or time.monotonic()
+        if number not in (signal.SIGINT, signal.SIGTERM):
+            for stream in (1, 2):
+                if stat.S_ISCHR(os.fstat(stream).st_mode):  # the terminal that is no more: what prints there would end before it is saved
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
     def __call__(self) -> bool:
         return sum_over_processes(float(self.asked > 0), self.accelerator) > 0

@@ -1,4 +1,4 @@
-"""Text as people read it: what a terminal shows, and what classes may be called.
+"""Text as people read it: what a terminal shows, how a program ends there, and what classes may be called.
 
 Imports nothing but Python's own, for predict.py's sake.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -41,6 +42,12 @@ def as_program(command: Callable[[], object]) -> None:
         sys.exit(sentence(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def ending_signals() -> list[signal.Signals]:
+    """What asks a program to end: Ctrl-C, SIGTERM, and the end of its terminal; not under nohup, which has that ignored."""
+    hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []  # Windows has none
+    return [signal.SIGINT, signal.SIGTERM, *(sign for sign in hangup if signal.getsignal(sign) != signal.SIG_IGN)]
 
 
 def is_name(text: str) -> bool:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import pty
 import random
 import re
 import shutil
@@ -222,6 +223,20 @@ def test_ctrl_c_and_sigterm_save_and_say_how_to_go_on(small_config, sign, whole_
     assert process.returncode == 130
     assert f"python main.py --resume {small_config.out}" in printed
     assert "Traceback" not in printed
+    assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
+
+
+def test_a_closed_terminal_saves_too(small_config):
+    """As where ssh breaks off. What is printed after that reaches nobody, and is no error."""
+    given = flags(dataclasses.replace(small_config, epochs=500, workers=1))
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, str(ROOT / "main.py"), *map(str, given)])
+    while not ((small_config.out / "log.csv").exists() and len(pd.read_csv(small_config.out / "log.csv")) > 1):
+        os.read(terminal, 10_000)  # raises where the program has ended
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
     assert checkpoint.load(small_config.out / "last.pt")["progress"]["epoch"] < 500
 
 

@@ -19,6 +19,7 @@ from conftest import ROOT
 import engine
 import prepare
 from config import Config
+from text import ending_signals
 from tools import find_lr
 
 
@@ -160,6 +161,12 @@ def test_a_study_that_is_ended_ends_its_run_and_says_how_to_go_on(tmp_path, name
     assert ended.returncode == 130
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path / 'study' / 'study.db'}")
     assert [trial.state.name for trial in study.trials] == ["FAIL"]  # so that the defaults come once more
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(monkeypatch):
+    assert signal.SIGHUP in ending_signals()
+    monkeypatch.setattr(signal, "getsignal", {signal.SIGHUP: signal.SIG_IGN}.get)
+    assert ending_signals() == [signal.SIGINT, signal.SIGTERM]
 
 
 def test_of_two_studies_that_begin_at_once_the_second_waits_until_the_first_has_begun(tmp_path, monkeypatch):

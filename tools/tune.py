@@ -22,7 +22,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from config import Config
-from text import as_program
+from text import as_program, ending_signals
 
 MAIN = Path(__file__).parents[1] / "main.py"
 PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
@@ -124,8 +124,8 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
         import optuna  # noqa: F401
     except ImportError:
         sys.exit("tuning needs the package optuna: pip install -r requirements-extra.txt")
-    for name in {"SIGTERM", "SIGHUP"} & {*dir(signal)}:  # as Ctrl-C: the trial's run is ended too
-        signal.signal(getattr(signal, name), signal.default_int_handler)
+    for number in ending_signals():  # all as Ctrl-C: the trial's run is ended too
+        signal.signal(number, signal.default_int_handler)
     try:
         study = tune(flags, trials, out)
     except KeyboardInterrupt:
