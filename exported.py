@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
+import joblib
 import numpy as np
 
 import trust
@@ -34,7 +34,7 @@ class Exported:
     """
 
     def __init__(self, path: Path, tta: int, workers: int):
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # those it may use
+        cores = joblib.cpu_count()  # those it may use: a container's quota counts
         self.workers = workers if workers >= 0 else cores
         self.path, self.session = path, _open(path, threads=cores if self.workers <= 1 else 1)
         properties = _properties(path, self.session)

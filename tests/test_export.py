@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import joblib
 import numpy as np
 import onnx
 import pytest
@@ -74,6 +75,13 @@ def test_threads_change_nothing(run, paths, monkeypatch):
     np.testing.assert_allclose(one, two, atol=1e-6)
     assert sum(done) == 2 * len(paths)
     assert sorted(together) == sorted(len(paths) * [5, 2, 2, 1])  # many photos: two views at a time, what a core's cache holds
+
+
+@pytest.mark.parametrize(("workers", "threads", "of_the_network"), [(-1, 3, 1), (0, 0, 3), (5, 5, 1)])
+def test_it_takes_the_cores_that_a_container_lets_it_have(run, monkeypatch, workers, threads, of_the_network):
+    monkeypatch.setattr(joblib, "cpu_count", lambda: 3)
+    model = Exported(run / "best.onnx", 8, workers)
+    assert (model.workers, model.session.get_session_options().intra_op_num_threads) == (threads, of_the_network)
 
 
 def test_a_photo_that_cannot_be_read_is_told_as_the_checkpoint_tells_it(run, paths, tmp_path, monkeypatch):
