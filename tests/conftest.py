@@ -19,13 +19,15 @@ import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from PIL import Image  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
 
 import checkpoint  # noqa: E402
 from config import Config  # noqa: E402
 from data.draw import draw_dataset  # noqa: E402
-from dataset import load_table  # noqa: E402
+from dataset import Batches, Photos, load_table, make_loader  # noqa: E402
 from model import build_model  # noqa: E402
 from split import find_trouble, split  # noqa: E402
+from views import FixedViews  # noqa: E402
 
 REAL = ROOT.parent / "shared" / "data"  # real photos, in some checkouts
 SMALL = "test_efficientnet.r160_in1k"  # timm's 0.4 M parameter network for tests: BatchNorm, squeeze-excite and all
@@ -39,6 +41,11 @@ settings.load_profile("the same each time")
 def seeded() -> None:
     """Whatever ran before, a test's random networks are the same."""
     torch.manual_seed(0)
+
+
+def loader_of(paths: list, batch: int, views: int = 1, seed: int | None = None, workers: int = 0) -> DataLoader:
+    """Photos of 64 x 64 pixels. batch: photos; seed: of their order, None = as given."""
+    return make_loader(Photos(paths, FixedViews(64, 1.0, views), 0, 0), Batches(len(paths), batch, seed), workers)
 
 
 def save_random_model(path: Path, classes: list[str], notes: dict, name: str = SMALL, weights: str = "none",

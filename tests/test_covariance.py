@@ -6,14 +6,12 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, loader_of
 
 import fitting
 from covariance import Covariance
-from dataset import Batches, Photos, make_loader
 from engine import TrainingError
 from model import build_model
-from views import FixedViews
 
 
 def test_covariances_by_hand():
@@ -46,7 +44,7 @@ def test_maps_of_one_place_tell_nothing():
 
 def photos_of(drawn, seed=None, part=slice(None)):
     paths = [str(path) for path in sorted(drawn.glob("*/*_000[1-4].jpg"))][part]
-    return make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 8, seed), 0)
+    return loader_of(paths, 8, seed=seed)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -6,16 +6,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SMALL
+from conftest import SMALL, loader_of
 
 import engine
 import fitting
 import prepare
 from config import Config
-from dataset import Batches, Photos, make_loader
 from model import build_model
 from sam import SAM
-from views import VIEWS, FixedViews, crop_view
+from views import VIEWS, crop_view
 
 
 @pytest.fixture
@@ -62,14 +61,10 @@ def test_clipping_bounds_the_gradient_that_is_trained_on(accelerator, batch):
     assert moved.item() == pytest.approx(1e-3, rel=0.01)
 
 
-def loader_of(paths, views: int, batch: int = 5):
-    return make_loader(Photos(paths, FixedViews(64, 1.0, views), 0, 0), Batches(len(paths), batch), 0)
-
-
 def test_probabilities_are_averaged_over_views_in_the_order_of_the_table(accelerator, drawn):
     model = build_model(SMALL, 9, "none")
     paths = sorted(map(str, drawn.rglob("*.jpg")))[:12]
-    probs, errors = engine.predict_probs(model, loader_of(paths, 3), 9, accelerator)
+    probs, errors = engine.predict_probs(model, loader_of(paths, 5, views=3), 9, accelerator)
     assert not errors
     from photos import read_photo
     for i in (0, 7, 11):
@@ -81,7 +76,7 @@ def test_probabilities_are_averaged_over_views_in_the_order_of_the_table(acceler
 
 def test_a_temperature_flattens(accelerator, drawn):
     model, paths = build_model(SMALL, 9, "none"), sorted(map(str, drawn.rglob("*.jpg")))[:5]
-    sharp, flat = (engine.predict_probs(model, loader_of(paths, 1), 9, accelerator, t)[0].max() for t in (0.5, 50.0))
+    sharp, flat = (engine.predict_probs(model, loader_of(paths, 5), 9, accelerator, t)[0].max() for t in (0.5, 50.0))
     assert flat < sharp
     assert flat == pytest.approx(1 / 9, abs=0.01)
 
@@ -89,7 +84,7 @@ def test_a_temperature_flattens(accelerator, drawn):
 def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, drawn, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"x")
     paths = [*sorted(map(str, drawn.rglob("*.jpg")))[:2], str(tmp_path / "bad.jpg")]
-    probs, errors = engine.predict_probs(build_model(SMALL, 9, "none"), loader_of(paths, 1, batch=1), 9, accelerator)
+    probs, errors = engine.predict_probs(build_model(SMALL, 9, "none"), loader_of(paths, 1), 9, accelerator)
     assert np.isnan(probs).any(1).tolist() == [False, False, True]
     assert "not a photo" in errors[2]
 
@@ -104,7 +99,7 @@ def test_an_answer_that_is_not_finite_is_none(accelerator, drawn):
         return logits, known
 
     model.judge = overflows
-    probs, errors = engine.predict_probs(model, loader_of(sorted(map(str, drawn.rglob("*.jpg")))[:3], 1), 9, accelerator)
+    probs, errors = engine.predict_probs(model, loader_of(sorted(map(str, drawn.rglob("*.jpg")))[:3], 5), 9, accelerator)
     assert np.isnan(probs).all(1).tolist() == [False, True, False]
     assert errors == {1: "the network's answer is not a finite number"}
 
@@ -124,7 +119,7 @@ def test_where_memory_runs_out_photos_are_asked_in_halves(accelerator, batch):
 
 
 def test_answers_and_features_are_the_same_where_memory_is_short(accelerator, drawn):
-    model, loader = build_model(SMALL, 9, "none"), loader_of(sorted(map(str, drawn.rglob("*.jpg")))[:5], 3)
+    model, loader = build_model(SMALL, 9, "none"), loader_of(sorted(map(str, drawn.rglob("*.jpg")))[:5], 5, views=3)
     features = model.features
 
     def asked():
@@ -292,7 +287,7 @@ def test_an_epoch_moves_the_average_behind_the_weights(accelerator, drawn):
 
     seen = []
     model.register_forward_pre_hook(lambda _, images: seen.append(images[0].shape[-1]))
-    loader = loader_of(paths, 1, batch=3)
+    loader = loader_of(paths, 3)
     engine.train_one_epoch(
         model, loader, iter(loader), torch.arange(12) % 9, F.cross_entropy, SAM(torch.optim.SGD(model.parameters(), 0.1), rho=0.0),
         lambda step: None, ema, accelerator, {"epoch": 0, **engine.EPOCH_START, "accumulate": 1},
@@ -308,7 +303,7 @@ def test_an_epoch_moves_the_average_behind_the_weights(accelerator, drawn):
 def test_answers_hold_no_file_of_a_worker_open(drawn, accelerator):
     """Of each batch one stayed open once: 1024, the usual limit, is reached by 4000 photos of eight views."""
     paths, model, opened = sorted(map(str, drawn.rglob("*.jpg")))[:40], build_model(SMALL, 9, "none"), []
-    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 1), workers=1)
+    loader = loader_of(paths, 1, workers=1)
     engine.predict(model, loader, 9, accelerator, tick=lambda photos: opened.append(len(os.listdir("/dev/fd"))))
     assert len(opened) == 40
     assert max(opened[20:]) <= max(opened[:20])
@@ -328,7 +323,7 @@ def test_who_has_no_photo_of_a_batch_adds_nothing_to_its_gradient(accelerator):
 
 def test_a_row_in_which_any_number_is_not_finite_is_no_answer(accelerator, drawn):
     paths = [str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))[:3]]
-    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 64), Batches(3, 3), 0)
+    loader = loader_of(paths, 3)
 
     class Half(torch.nn.Module):
         def judge(self, views):

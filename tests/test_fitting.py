@@ -3,15 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, loader_of
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import fitting
-from dataset import Batches, Photos, make_loader
 from engine import TrainingError
 from model import add_to_head, build_model
-from views import FixedViews
 
 
 @pytest.mark.parametrize("classes", [2, 9])
@@ -20,13 +18,12 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
     model = build_model(SMALL, classes, "none")
     paths = [str(p) for folder in sorted(drawn.iterdir())[:classes] if folder.is_dir() for p in sorted(folder.glob("*.jpg"))]
     labels = torch.arange(len(paths)) // 12
-    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 8), 0)
+    loader = loader_of(paths, 8)
     keep = [i for i in range(len(paths)) if i % 12 > i // 12]                # 11 photos of the first class, 10 of the second, ...
     paths, labels = [paths[i] for i in keep], labels[keep]
     few = [i for i in range(len(paths)) if i % 3]                           # two thirds learn, the rest is heard afterwards
     rest = sorted({*range(len(paths))} - {*few})
-    parts = [(make_loader(Photos([paths[i] for i in part], FixedViews(64, 1.0, 2), 0, 0), Batches(len(part), 8), 0), labels[part])
-             for part in (few, rest)]
+    parts = [(loader_of([paths[i] for i in part], 8, views=2), labels[part]) for part in (few, rest)]
     heads = fitting.fit_heads(model, parts, "logits", accelerator, lambda photos: None)
     features = []
     with torch.inference_mode():
@@ -52,14 +49,13 @@ def test_the_head_is_left_as_fitted_to_the_training_photos(accelerator, drawn):
     labels = torch.arange(len(paths)) // 12
     sides = {"train": [i for i in range(len(paths)) if i % 4], "val": [i for i in range(len(paths)) if i % 4 == 0]}
 
-    def loader_of(side, views):
-        own = [paths[i] for i in sides[side]]
-        return make_loader(Photos(own, views, 0, 0), Batches(len(own), 16, 0), 0)
+    def side_of(side, views):
+        return loader_of([paths[i] for i in sides[side]], 16, views.count, seed=0)
 
     found = []
     for heard in (["train"], ["train", "val"]):
         own = {side: labels[sides[side]] for side in heard}
-        found.append((fitting.start_head(model, loader_of, 64, 1.0, own, "none", accelerator, quiet=True), model.head.weight.clone()))
+        found.append((fitting.start_head(model, side_of, 64, 1.0, own, "none", accelerator, quiet=True), model.head.weight.clone()))
     assert found[0][0] == {}
     torch.testing.assert_close(found[0][1], found[1][1])
     assert {name: tensor.shape for name, tensor in found[1][0].items()} == {"weight": model.head.weight.shape, "bias": (9,)}
@@ -72,7 +68,7 @@ def test_features_that_are_not_finite_are_an_error(accelerator, drawn):
     model = build_model(SMALL, 9, "none")
     model.mean.fill_(torch.inf)                                             # as where fp16 is too small for a backbone
     paths = [str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))]
-    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 8), 0)
+    loader = loader_of(paths, 8)
     with pytest.raises(TrainingError, match="not finite"):
         fitting.fit_heads(model, [(loader, torch.arange(9))], "none", accelerator, lambda photos: None)
 
@@ -80,20 +76,16 @@ def test_features_that_are_not_finite_are_an_error(accelerator, drawn):
 def test_a_class_whose_photos_are_gone_by_the_head_s_fit_is_told(accelerator, drawn):
     model = build_model(SMALL, 9, "none")
     paths = ["gone.jpg", *(str(path) for path in sorted(drawn.glob("*/*_0001.jpg"))[1:])]
-    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(9, 8), 0)
+    loader = loader_of(paths, 8)
     with pytest.raises(TrainingError, match="no photo to learn class 0 from can be read any more"):
         fitting.fit_heads(model, [(loader, torch.arange(9))], "none", accelerator, lambda photos: None)
 
 
 @pytest.mark.parametrize("covariance", [0, 4])
 def test_photos_that_are_gone_are_named_as_the_reason(accelerator, covariance):
-    model = build_model(SMALL, 9, "none", covariance=covariance)
-
-    def loader_of(_, views):
-        return make_loader(Photos(["gone.jpg"] * 9, views, 0, 0), Batches(9, 8), 0)
-
+    model, gone = build_model(SMALL, 9, "none", covariance=covariance), loader_of(["gone.jpg"] * 9, 8)
     with pytest.raises(TrainingError, match="none can be read"):
-        fitting.start_head(model, loader_of, 64, 1.0, {"train": torch.arange(9)}, "none", accelerator, quiet=True)
+        fitting.start_head(model, lambda side, views: gone, 64, 1.0, {"train": torch.arange(9)}, "none", accelerator, quiet=True)
 
 
 @pytest.mark.parametrize(("order", "rows"), [(0, 48), (None, 90)])  # three batches make 40; in order, classes still come: 15 + 6 + 9 + 12
@@ -105,7 +97,7 @@ def test_of_very_many_photos_a_part_is_enough(accelerator, drawn, monkeypatch, o
     model = build_model(SMALL, 9, "none")
     paths = [str(path) for path in sorted(drawn.glob("*/*.jpg"))]
     labels, seen, threads, fit = torch.arange(len(paths)) // 12, [], [], LogisticRegression.fit
-    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 16, order), 0)
+    loader = loader_of(paths, 16, seed=order)
 
     def watched(self, *given):
         seen.extend(given)
@@ -114,7 +106,7 @@ def test_of_very_many_photos_a_part_is_enough(accelerator, drawn, monkeypatch, o
 
     monkeypatch.setattr(LogisticRegression, "fit", watched)
     with threadpool_limits(2, "blas"):
-        less = make_loader(Photos(paths[::4], FixedViews(64, 1.0), 0, 0), Batches(27, 3, 0), 0)
+        less = loader_of(paths[::4], 3, seed=0)
         fitting.fit_heads(model, [(loader, labels), (less, labels[::4])], "none", accelerator, lambda photos: None)
     assert set(threads) <= {1}  # none where numpy has no BLAS of its own
     assert len(seen[0]) == rows

@@ -3,17 +3,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, loader_of
 
 import checkpoint
 import engine
 import fitting
 from checkpoint import CENTRES
-from dataset import Batches, Photos, make_loader
 from known import Known
 from model import build_model
 from predict import Predictor
-from views import FixedViews
 
 
 def test_known_by_hand():
@@ -43,7 +41,7 @@ def learnt(drawn, accelerator):
     torch.manual_seed(0)
     model = build_model(SMALL, 5, "none")
     paths = [str(path) for folder in sorted(drawn.iterdir())[:5] for path in sorted(folder.glob("*.jpg"))]
-    loader = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(len(paths), 16), 0)
+    loader = loader_of(paths, 16)
     labels = torch.arange(60) // 12
     fitting.fit_heads(model, [(loader, labels)], "none", accelerator, lambda photos: None)
     return model, loader, *fitting.learn_trust(model, loader, labels, loader, labels, accelerator)
@@ -104,7 +102,7 @@ def test_a_class_whose_photos_are_all_gone_by_the_end_has_no_mean_and_breaks_no_
     model, loader, *_ = learnt
     model = copy.deepcopy(model)
     paths = [tmp_path / "gone.jpg"] * 12 + loader.dataset.paths[12:]
-    torn = make_loader(Photos(paths, FixedViews(64, 1.0), 0, 0), Batches(60, 16), 0)
+    torn = loader_of(paths, 16)
     fitting.learn_trust(model, torn, torch.arange(60) // 12, loader, torch.arange(60) // 12, accelerator)
     assert (model.known.means[:CENTRES] == 0).all()
     assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
@@ -137,7 +135,7 @@ def test_what_is_known_travels_with_the_weights_and_through_views(learnt, accele
     model, loader, *_ = learnt
     other = build_model(SMALL, 5, "none")
     other.load_state_dict(copy.deepcopy(model.state_dict()))
-    two = make_loader(Photos(loader.dataset.paths[:4], FixedViews(64, 1.0, 2), 0, 0), Batches(4, 4), 0)
+    two = loader_of(loader.dataset.paths[:4], 4, views=2)
     _, known, _ = engine.predict(other, two, 5, accelerator)
     with torch.inference_mode():
         each = torch.stack([model.judge(images[0])[1] for images in (two.dataset[0, i][0][None] for i in range(4))])
