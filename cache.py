@@ -27,7 +27,8 @@ class PhotoCache:
     what read_photo would give. Raises DataError where the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, limit: int):
+    def __init__(self, folder: Path, limit: int, processes: int = 1):
+        """limit: bytes that all `processes` of the training may keep together."""
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
@@ -39,7 +40,7 @@ class PhotoCache:
             with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
                 used += file.stat().st_size
         self.folder, self.used = folder, multiprocessing.Value("q", used)
-        self.limit = min(limit, (shutil.disk_usage(folder).free + used) // 2)
+        self.limit = min(limit, (shutil.disk_usage(folder).free + used) // 2) // processes
 
     def read(self, path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         """The photo, read-only if it was kept. Raises PhotoError."""

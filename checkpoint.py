@@ -7,6 +7,7 @@ import re
 import zipfile
 from pathlib import Path
 
+from config import LARGEST_PHOTO, LARGEST_SCALE, MOST_DIRECTIONS
 from files import atomic_file
 from text import is_name
 from trust import DANGERS
@@ -16,8 +17,6 @@ CENTRES = 8  # clusters of a class's training photos, that say what is known (kn
 NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "weights"}
 # All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
-MOST_DIRECTIONS = 256  # as config.py allows: the head sees the square of them
-LARGEST_PHOTO = 2048  # pixels, as config.py allows; a broken or hostile file may ask for more memory than there is
 
 
 class CheckpointError(ValueError):
@@ -114,7 +113,7 @@ def _broken(checkpoint: dict, size: int) -> str:
     for name in ("model", "kept"):
         if not (isinstance(checkpoint.get(name, ""), str) and is_name(checkpoint.get(name, ""))):
             return f"{name} is not a name"
-    if not (isinstance(checkpoint["cosine"], (int, float)) and 0 <= checkpoint["cosine"] <= 1000):
+    if not (isinstance(checkpoint["cosine"], (int, float)) and 0 <= checkpoint["cosine"] <= LARGEST_SCALE):
         return "cosine is not the scale of a head"
     if not (type(checkpoint["covariance"]) is int and 0 <= checkpoint["covariance"] <= MOST_DIRECTIONS):
         return "covariance is not a number of directions"

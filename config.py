@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
+LARGEST_PHOTO, MOST_DIRECTIONS, LARGEST_SCALE = 2048, 256, 1000  # checkpoint.py refuses files that ask for more: they need not be ours
 WANTED = {bool: "True or False", int: "a whole number", float: "a number", str: "text in quotes"}
 
 
@@ -90,12 +91,12 @@ class Config:
         rules = [  # (knob, holds, what is wrong with it and what to do)
             ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}, or -1 for each in turn"),
-            ("image_size", self.image_size == 0 or 32 <= self.image_size <= 2048,
+            ("image_size", self.image_size == 0 or 32 <= self.image_size <= LARGEST_PHOTO,
              "backbones halve a photo five times, and hold all of it: use 32 to 2048 pixels, or 0 for the backbone's own size"),
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
-            ("covariance", 0 <= self.covariance <= 256, "the head sees the square of them: use 0 (off), or 32 to 64"),
-            ("epochs", self.epochs >= 1 - self.fits_head,
+            ("covariance", 0 <= self.covariance <= MOST_DIRECTIONS, "the head sees the square of them: use 0 (off), or 32 to 64"),
+            ("epochs", self.epochs >= (0 if self.fits_head else 1),
              "a head that is not fitted first has all to learn: use 1 or more; with --head-first and pretrained weights, 0 too"),
             ("batch", self.batch >= 2, "BatchNorm and mixup need two photos to compare: use 2 or more"),
             ("progressive", 0.25 <= self.progressive <= 1, "it is a share of the image size: use 0.5 to 1 (full size from the start)"),
@@ -114,7 +115,7 @@ class Config:
             ("smoothing", 0 <= self.smoothing < 1, "it is a share of the target: use 0 (off) to 0.2"),
             ("focal", self.focal >= 0, "use 0 (off) to 5; the paper's is 2"),
             ("arcface", 0 <= self.arcface < 1.57, "it is an angle in radians: use 0 (off) to 0.5"),
-            ("arcface_scale", 1 <= self.arcface_scale <= 1000, "it makes logits of cosines: use 30 to 120"),
+            ("arcface_scale", 1 <= self.arcface_scale <= LARGEST_SCALE, "it makes logits of cosines: use 30 to 120"),
             ("augment", 0 <= self.augment <= 1, "it is a probability: use 0 (crop and mirror alone) to 1"),
             ("mixup", self.mixup >= 0, "it is the parameter of a Beta distribution: use 0 (off) to 1"),
             ("mixup_end", 0 < self.mixup_end <= 1, "it is a share of the epochs: use 1 (all), less, or --mixup 0 for none"),

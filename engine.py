@@ -128,9 +128,11 @@ def step_in_memory(model, images: torch.Tensor, targets: torch.Tensor, loss_of: 
         except RuntimeError as error:
             if not memory_ran_out(error):
                 raise
-            if progress["accumulate"] >= len(images) or accelerator.num_processes > 1:  # of several, the others would wait for ever
+            if accelerator.num_processes > 1:                              # the others would wait for ever
                 raise TrainingError(f"memory ran out with --accumulate {progress['accumulate']}. "
                                     "Give a higher one, or a smaller --image-size or --batch.") from error
+            if progress["accumulate"] >= len(images):
+                raise TrainingError("memory ran out, even for one photo at a time. Give a smaller --image-size or --model.") from error
         optimizer.descend()
         optimizer.zero_grad()
         clear_device_cache()                                               # cuDNN and cuBLAS cannot use what torch has laid by

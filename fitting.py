@@ -29,7 +29,7 @@ from views import HEAD_VIEWS, FixedViews
 COVARIANCE_PHOTOS = 1000  # that directions are found in, at most; 130 of fungi9 did nearly as well as 520
 HEAD_ROWS = 20_000  # views of training photos that the head is fitted on, at most: B6's are 0.4 GB, and as much while they are put in order
 NO_PHOTO = "of the photos to learn from, or to judge by, none can be read: they are gone, or broken. Put them back."
-HEAD_C = 0.06  # inverse L2 strength of the head's fit, a photo: half as much, or twice, changes little (docs/EXPERIMENTS.md)
+HEAD_C = 0.06  # scikit-learn's C, shared by a photo's views, so that each photo counts once: half as much, or twice, changes little
 
 
 def head_views(photos: int) -> int:
@@ -107,7 +107,8 @@ def fit_heads(model, parts: Sequence[tuple[DataLoader, torch.Tensor]], balance: 
         check_finite(more, accelerator)
         scale = scale or more.std()
         more /= scale
-        features, truth = np.concatenate([features, more]) if heads else more, np.concatenate([truth, labels[index].numpy()])
+        features = np.concatenate([features, more]) if heads else more     # no copy of the first part
+        truth = np.concatenate([truth, labels[index].numpy()])
         if gone := sorted({*range(classes)} - {*truth.tolist()}):
             raise TrainingError(f"no photo to learn class {gone[0]} from can be read any more (they count from 0, by name). Put them back.")
         if accelerator.is_main_process:

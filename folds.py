@@ -36,14 +36,16 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
         changed = dataset.changes(found, config.data)
         if changed or not same_photos(found, table):
             raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put them back, or give another --out.")
+    elif config.out and (config.out / "oof.csv").exists():
+        raise record.RunError(f"{config.out}: holds an oof.csv that no run wrote, and it would be replaced. Give another --out.")
     else:
         engine.from_main(lambda: check_folds(table, config), accelerator)
     run = config.out or engine.from_main(lambda: record.new_folder(None, config.model), accelerator)
     for fold in range(config.folds):
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
         check_settings(own.out, own)
-        if not (own.out / "val.csv").exists():
-            begun = (own.out / "last.pt").exists()
+        begun = (own.out / "last.pt").exists()
+        if not record.is_finished(own.out) if begun else not (own.out / "val.csv").exists():
             try:
                 train(Config(resume=own.out, data=config.data.absolute(), workers=config.workers, quiet=config.quiet) if begun else own)
             except (SystemExit, KeyboardInterrupt):
@@ -53,9 +55,9 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     answers = [record.read_answers(run / f"fold{fold}" / "val.csv") for fold in range(config.folds)]
     if accelerator.is_main_process:
         tables = []
-        for fold, (table, *_) in enumerate(answers):
+        for fold, (answered, *_) in enumerate(answers):
             written, found = photos_of(run / f"fold{fold}", config.data)
-            tables.append(table.assign(image=table.image.map(dict(zip(written.path, found.path, strict=True))), fold=fold))
+            tables.append(answered.assign(image=answered.image.map(dict(zip(written.path, found.path, strict=True))), fold=fold))
         record.write_table(run / "oof.csv", pd.concat(tables))
     scores = pd.DataFrame([metrics.scores(probs, truth) for _, probs, truth in answers])
     lines = [f"{name} of {config.folds} folds: {scores[name].mean():.4f} +- {scores[name].std():.4f}" for name in scores]
@@ -65,6 +67,9 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
 
 def same_photos(begun: pd.DataFrame, table: pd.DataFrame) -> bool:
     """Whether a begun fold's table, which is cut, says of each photo what the whole table says: its label, find and whether it tests."""
-    before, now = ({*zip(of.path, of.label, of.group, strict=True)} for of in (begun, table))
-    tests, tested = ({*of.path[of.side == "test"]} for of in (table, begun))
-    return before == now and tested <= tests and tests.isdisjoint(begun.path[begun.side.isin(["train", "val"])])
+    def described(photos: pd.DataFrame) -> set[tuple[str, str, str]]:
+        return {*zip(photos.path, photos.label, photos.group, strict=True)}
+
+    before, now = ({*photos.path[photos.side == "test"]} for photos in (begun, table))  # those that test
+    learnt_or_judged = begun.path[begun.side.isin(["train", "val"])]
+    return described(begun) == described(table) and before <= now and now.isdisjoint(learnt_or_judged)

@@ -18,7 +18,7 @@ MAX_SEGMENTS, MAX_SCANS = 10_000, 100                              # honest file
 PICTURE = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}            # the chunks of a PNG that make it
 TURN = re.compile(rb"\0\0\0\x09irot([\0-\3])")                     # of an AVIF: its box of nine bytes, the last one quarter turns
 MAX_EXIF = 65_536                                                  # bytes, as many as a JPEG can have
-WIDTH, HEIGHT, TILE_WIDTH, TILE_HEIGHT = 256, 257, 322, 323        # tags of a TIFF
+TILE_WIDTH, TILE_HEIGHT = 322, 323                                 # tags of a TIFF
 
 
 class PhotoError(ValueError):

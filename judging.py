@@ -46,7 +46,7 @@ class Judge:
         """Of answers float (N, K) to a side's photos; NaN = no answer, which is said. Raises TrainingError where there is none at all."""
         read = ~np.isnan(probs).any(1)
         self.count(int(read.sum()), len(read), side)
-        return metrics.scores(probs[read], self.labels[side].numpy()[read])
+        return engine.from_main(lambda: metrics.scores(probs[read], self.labels[side].numpy()[read]), self.run.accelerator)  # one verdict
 
     def count(self, counted: int, photos: int, side: str) -> None:
         """Says how many of a side's photos do not count. Raises TrainingError where none does."""

@@ -38,12 +38,12 @@ from report import write_report
 from run import Run, check_flags, last_of, resumed
 from sam import SAM
 from schedule import make_schedule, make_sizes
-from text import sentence, spell_out
+from text import INTERRUPTED, sentence, spell_out
 from transforms import RandomViews
 from views import FixedViews
 
 USER_ERRORS = (ConfigError, DeviceError, dataset.DataError, ModelError, PhotoError, checkpoint.CheckpointError,
-               WriteError, engine.TrainingError, record.RunError)
+               WriteError, engine.TrainingError, record.RunError, PermissionError)
 
 
 def train(config: Config) -> Path:
@@ -80,15 +80,14 @@ def train(config: Config) -> Path:
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in SIDES}
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
-    cache_bytes = int(config.cache * 1e9) // accelerator.num_processes
-    cached = PhotoCache(folder.parent / ".decoded", cache_bytes).read if cache_bytes else read_photo
+    cached = PhotoCache(folder.parent / ".decoded", int(config.cache * 1e9), world["world"]).read if config.cache else read_photo
 
     train_views = RandomViews(size, 1, config.augment)
 
     def loader_of(side: str, views: RandomViews | FixedViews, seed: int | None = None, epochs=1, stay=False):
-        least = train_views.min_side  # of training photos: one size for all passes, for the cache's sake
-        min_side = max(views.min_side, least if side == "train" else 0)
-        read = cached if min_side <= least else read_photo  # the head's near views need more, and are asked once
+        kept = train_views.min_side  # what is decoded of a training photo in all passes, so that the cache has it once
+        min_side = max(views.min_side, kept) if side == "train" else views.min_side
+        read = cached if min_side <= kept else read_photo  # the head's near views need more, and are asked once
         photos = Photos(table.path[table.side == side], views, config.seed, min_side, read)
         batches = Batches(len(photos), config.batch, seed, epochs, **world, views=views.count)
         return make_loader(photos, batches, config.workers, accelerator.device.type == "cuda", stay)
@@ -161,7 +160,7 @@ def train(config: Config) -> Path:
         tracker.finish()  # not end_training: it would end the process group, which is still needed
     if progress["epoch"] < config.epochs:
         tell(f"stopped; all is saved. Go on with: python main.py --resume {folder}")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
     accelerator.wait_for_everyone()  # best.pt is read by all
     judge.conclude(table, tell)
@@ -195,4 +194,4 @@ if __name__ == "__main__":
         sys.exit("memory ran out, even for one photo. Give a smaller --image-size or --model, or close what else uses the memory.")
     except KeyboardInterrupt:
         print("stopped. Before the first epoch: start again. After the last: python main.py --resume RUN", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

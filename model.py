@@ -119,6 +119,8 @@ def build_model(name: str, num_classes: int, weights: str = "auto", cosine: floa
         backbone = timm.create_model(name, pretrained=False, num_classes=0)
         if weights != "none":
             _load_file(backbone, Path(weights))
+    if covariance and not hasattr(backbone, "forward_intermediates"):
+        raise ModelError(f"{name}: this timm cannot show its stages' maps. pip install --upgrade timm, or pass --covariance 0.")
     cfg = backbone.pretrained_cfg
     return Classifier(backbone, num_classes, cfg["mean"], cfg["std"], cosine, covariance).to(memory_format=MEMORY_FORMAT)
 

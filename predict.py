@@ -220,7 +220,7 @@ if __name__ == "__main__":
     spell_out()
     try:
         sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except ValueError as error:
+    except (ValueError, PermissionError) as error:
         sys.exit(sentence(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import platform
 import time
@@ -18,7 +19,8 @@ from text import shown
 
 EXPERIMENTS = Path("runs/experiments.csv")
 NO_RESULT = ("out", "resume", "workers", "cache", "quiet", "track")  # knobs that say where and how a run goes, not what comes of it
-WRITTEN = ("photos.csv", "config.json", "batch.png", "log.csv", "head.pt", "best.pt", "val.csv", "report.html")  # the first one first
+WRITTEN = ("photos.csv",  # the first one first
+           "config.json", "batch.png", "log.csv", "head.pt", "best.pt", "val.csv", "report.html", "report")
 LOCK_PATIENCE = 15  # seconds; workers notice after 5 that their run was killed
 
 
@@ -27,14 +29,26 @@ class RunError(ValueError):
 
 
 def new_folder(out: Path | None, model: str) -> Path:
-    """A folder for a run: `out`, or runs/DATE-TIME-MODEL. Raises RunError if it cannot be made."""
+    """A folder for a run: `out`, or a new runs/DATE-TIME-MODEL. Raises RunError if it cannot be made."""
     folder = out or Path("runs") / time.strftime(f"%Y%m%d-%H%M%S-{model.split('.')[0]}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = make_unused(folder)
     except OSError as error:
         raise RunError(f"{folder}: cannot be made ({error.strerror}). Give another --out.") from error
     check_folder(folder)  # now, as its report at the end would be refused
     return folder
+
+
+def make_unused(folder: Path) -> Path:
+    """Makes `folder`, or, where another run began in the same second, FOLDER-2, or -3, ...; returns it."""
+    for number in itertools.count(1):
+        own = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            own.mkdir(parents=True)
+            return own
 
 
 def check_folder(folder: Path) -> None:
@@ -85,7 +99,7 @@ def write_settings(folder: Path, config: dict, device: str, precision: str) -> N
     versions = {"python": platform.python_version()} | {p: version(p) for p in packages}
     settings = {"config": config, "device": device, "precision": precision, "versions": versions}
     with atomic_file(folder / "config.json") as file:
-        file.write(json.dumps(settings, indent=2, ensure_ascii=False).encode())
+        file.write(json.dumps(settings, indent=2, ensure_ascii=False).encode(errors="backslashreplace"))  # as JSON has it
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -127,10 +141,12 @@ def read_photos(folder: Path) -> pd.DataFrame:
 
 
 def read_answers(path: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """What write_answers wrote: the table, its probabilities float (N, K), and the labels int (N,) as columns of them."""
-    table = read_table(path)
-    classes = table.columns[2:].tolist()
-    return table, table[classes].to_numpy(float), table.label.map(classes.index).to_numpy()
+    """What write_answers wrote: the table, its probabilities float (N, K), and the labels int (N,) as columns of them. Raises RunError."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        table = read_table(path)
+        classes = table.columns[2:].tolist()
+        return table, table[classes].to_numpy(float), table.label.map(classes.index).to_numpy()
+    raise RunError(f"{path}: missing, or not as the run wrote it. Put it back.")
 
 
 def read_experiments(file: Path) -> pd.DataFrame:
@@ -148,6 +164,11 @@ def has_experiment(folder: Path) -> bool:
     return EXPERIMENTS.exists() and any(Path(other).resolve() == folder.resolve() for other in read_experiments(EXPERIMENTS).run)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run has told its score and has its row in the record. Raises RunError."""
+    return (folder / "val.csv").exists() and has_experiment(folder)
+
+
 def add_experiment(folder: Path, config: dict, scores: dict, minutes: float) -> None:
     """One row: when, where, every setting (whoever edits config.py changes the defaults), the kept model's scores, minutes of training.
     Raises WriteError."""
@@ -158,6 +179,6 @@ def add_experiment(folder: Path, config: dict, scores: dict, minutes: float) -> 
         with FileLock(EXPERIMENTS.with_name(".experiments.lock")):             # two runs may end together
             before = [read_experiments(EXPERIMENTS)] if EXPERIMENTS.exists() else []
             write_table(EXPERIMENTS, pd.concat([*before, pd.DataFrame([row])]))  # by name: runs with test photos have more scores
-    except (OSError, RunError) as error:
-        why = error if isinstance(error, RunError) else f"{EXPERIMENTS}: cannot be written to ({error.strerror}). Make its folder writable."
+    except (OSError, RunError, WriteError) as error:
+        why = f"{EXPERIMENTS}: cannot be written to ({error.strerror}). Make its folder writable." if isinstance(error, OSError) else error
         raise WriteError(f"{why} Then `python main.py --resume {folder}` adds the row that is missing.") from error

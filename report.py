@@ -33,7 +33,7 @@ def write_report(folder: Path, data: Path | None = None) -> Path:
     """Returns RUN/report.html. data: where the photos are now, if they have moved. Raises ValueError where RUN is not a finished run, or
     its photos are gone."""
     record.check_finished(folder, "val.csv", "photos.csv", "log.csv", "config.json")
-    (val, probs, labels), photos = record.read_answers(folder / "val.csv"), record.read_table(folder / "photos.csv")
+    (val, probs, labels), photos = record.read_answers(folder / "val.csv"), record.read_photos(folder)
     classes = val.columns[2:].tolist()
     if data:
         if not data.exists():
@@ -95,7 +95,7 @@ def write_report(folder: Path, data: Path | None = None) -> Path:
     return folder / "report.html"
 
 
-def mistakes(checkpoint: Path, paths: list[str], labels: np.ndarray, probs: np.ndarray, classes: list[str], drawn) -> list[str]:
+def mistakes(best: Path, paths: list[str], labels: np.ndarray, probs: np.ndarray, classes: list[str], drawn) -> list[str]:
     """Two sections: where the truth got the least probability, with heat maps, and where a wrong answer got the most."""
     answers = probs.argmax(1)
     wrong = np.array([i for i in np.flatnonzero(answers != labels) if os.path.isfile(paths[i])], int)
@@ -108,7 +108,7 @@ def mistakes(checkpoint: Path, paths: list[str], labels: np.ndarray, probs: np.n
         return [f"{classes[answers[i]]} {probs[i].max():.0%}\ntruth: {classes[labels[i]]} {probs[i, labels[i]]:.1%}" for i in rows]
 
     try:
-        explainer = Explainer(checkpoint, refit=False)  # what gave the answers of val.csv
+        explainer = Explainer(best, refit=False)  # what gave the answers of val.csv
         pairs = [explainer(read_named(paths[i], explainer.min_side), answers[i]) for i in worst]
         text, sheet = "The truth got the least probability. The heat shows what spoke for the wrong answer.", reasons_sheet
     except ExplainError as error:

@@ -117,7 +117,7 @@ def resumed(config: Config, saved: dict) -> Config:
         finished = saved["progress"]["epoch"] >= own.epochs
     except (AttributeError, KeyError, TypeError) as error:
         raise checkpoint.CheckpointError(f"{config.resume / 'last.pt'}: {NOT_OURS}") from error
-    if finished and (config.resume / "val.csv").exists() and record.has_experiment(config.resume):  # a row may be an older run's
+    if finished and record.is_finished(config.resume):  # its row alone may be an older run's
         raise ConfigError(f"--resume {config.resume}: this run has finished its {own.epochs} epochs. Start a new one without "
                           f"--resume; `python -m tools.report {config.resume}` writes its report again.")
     workers = config.workers if config.workers >= 0 else own.workers

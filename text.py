@@ -22,6 +22,8 @@ def shown(path: str | os.PathLike) -> str:
 
 def sentence(error: BaseException) -> str:
     """What an error says, for the screen: it may quote what a stranger's file holds."""
+    if isinstance(error, PermissionError):
+        return f"{shown(error.filename)}: may not be opened by you ({error.strerror}). Ask its owner, or give another."
     return "\n".join(map(shown, str(error).split("\n")))[:2000]
 
 
@@ -38,7 +40,7 @@ def as_program(command: Callable[[], object]) -> None:
     spell_out()
     try:
         command()
-    except ValueError as error:
+    except (ValueError, PermissionError) as error:
         sys.exit(sentence(error))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -137,6 +137,7 @@ def test_what_is_kept_already_does_not_lower_the_limit(tmp_path, monkeypatch):
     assert PhotoCache(tmp_path / "decoded", 10**9).limit == 500
     (tmp_path / "decoded" / "kept.npy").write_bytes(bytes(500))
     assert PhotoCache(tmp_path / "decoded", 10**9).limit == 500
+    assert PhotoCache(tmp_path / "decoded", 10**9, processes=4).limit == 125  # all four together no more than one
 
 
 def test_another_user_s_photos_are_read_where_they_may_be_and_decoded_where_not(paths, tmp_path, monkeypatch):

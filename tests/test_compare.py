@@ -69,8 +69,9 @@ def test_the_table_is_printed_best_first_and_the_page_marks_it(experiments, caps
     assert lines[1].split()[:3] == ["2", "runs/b", "0.8*"]
     assert "data=my photos" in lines[4]
     assert "<td class=best>0.8</td>" in (experiments.parent / "compare.html").read_text()
-    with pytest.raises(record.RunError, match="no such column"):
-        compare.main(score="f2")
+    for name in ("f2", "minutes", "lr"):
+        with pytest.raises(record.RunError, match=f"--score {name}: .* no such score. Take one of accuracy, loss, test_accuracy"):
+            compare.main(score=name)
 
 
 def test_runs_that_end_together_all_get_their_row(tmp_path, monkeypatch):

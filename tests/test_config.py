@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from checkpoint import LARGEST_PHOTO, MOST_DIRECTIONS
-from config import Config, ConfigError
+from config import LARGEST_PHOTO, MOST_DIRECTIONS, Config, ConfigError
 
 
 def test_what_can_be_trained_can_be_asked():

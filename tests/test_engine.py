@@ -227,6 +227,17 @@ def test_memory_that_runs_out_halves_the_parts_and_leaves_no_trace(accelerator, 
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(("processes", "remedy"), [(1, "even for one photo at a time. Give a smaller --image-size or --model"),
+                                                   (2, "with --accumulate 99. Give a higher one")])
+def test_memory_that_runs_out_for_one_photo_is_told(batch, monkeypatch, processes, remedy):
+    def small_card(*given, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(engine, "train_step", small_card)
+    with pytest.raises(engine.TrainingError, match=remedy):
+        engine.step_in_memory(None, *batch, F.cross_entropy, None, SimpleNamespace(num_processes=processes), {"accumulate": 99})
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.05])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_scaled_loss_takes_the_step_of_the_plain_one(fp16, batch, rho, accumulate):

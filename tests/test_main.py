@@ -38,6 +38,7 @@ from answers import lineage, no_score
 from checkpoint import shapes
 from config import Config, ConfigError
 from dataset import DataError
+from files import WriteError
 from loss import Loss
 from predict import Predictor
 from record import RunError
@@ -489,7 +490,7 @@ def test_a_run_whose_folder_is_an_older_one_s_may_go_on_at_its_end(small_config)
     assert (run / "val.csv").is_file()
 
 
-@pytest.mark.parametrize("name", ["photos.csv", "config.json", "best.pt", "report.html"])
+@pytest.mark.parametrize("name", ["photos.csv", "config.json", "best.pt", "report.html", "report"])
 def test_a_run_replaces_no_file_that_another_program_wrote(small_config, name):
     small_config.out.mkdir()
     (small_config.out / name).write_text("image,label\n1.jpg,Amanita\n")
@@ -854,6 +855,47 @@ def test_each_fold_in_one_command_gives_each_photo_one_answer_of_a_model_that_di
     assert "accuracy of 3 folds:" in capsys.readouterr().out
     with pytest.raises(RunError, match=r"other settings \(lr\)"):
         main.train_each_fold(dataclasses.replace(config, lr=0.5), main.train)
+
+
+def test_a_fold_that_was_killed_before_its_row_gets_it_and_no_oof_csv_of_others_is_replaced(small_config):
+    config = dataclasses.replace(small_config, fold=-1, folds=3, epochs=1, quiet=True)
+    small_config.out.mkdir()
+    (small_config.out / "oof.csv").write_text("mine")
+    with pytest.raises(RunError, match=r"run: holds an oof.csv that no run wrote, .* Give another --out."):
+        main.train_each_fold(config, main.train)
+    (small_config.out / "oof.csv").unlink()
+    main.train_each_fold(config, main.train)
+    record.write_table(record.EXPERIMENTS, record.read_table(record.EXPERIMENTS).iloc[1:])  # as if it had been killed in between
+    main.train_each_fold(config, main.train)
+    assert sorted(record.read_table(record.EXPERIMENTS).run) == [str(small_config.out / f"fold{fold}") for fold in range(3)]
+    record.EXPERIMENTS.unlink()
+    for file in small_config.out.glob("fold*/last.pt"):  # deleted for its size: what is finished stays
+        file.unlink()
+    main.train_each_fold(config, main.train)
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record.time, "strftime", lambda form: form)
+    assert [record.new_folder(None, "a.b").name for _ in range(3)] == [f"%Y%m%d-%H%M%S-a{end}" for end in ("", "-2", "-3")]
+
+
+def test_where_the_record_cannot_be_replaced_it_says_how_to_add_the_row(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(path, table):
+        raise WriteError("experiments.csv: cannot be written (a spreadsheet has it open).")
+
+    monkeypatch.setattr(record, "write_table", refuse)
+    with pytest.raises(WriteError, match=r"has it open\). Then `python main.py --resume runs/a` adds the row that is missing"):
+        record.add_experiment(Path("runs/a"), {}, {}, 1.0)
+
+
+@pytest.mark.parametrize("text", [b"image;label;a;b\n1.jpg;a;0,5;0,5\n", b"image,label,a,b\n1.jpg,c,0.5,0.5\n", b""])
+def test_answers_that_a_spreadsheet_saved_otherwise_are_told(tmp_path, text):
+    (tmp_path / "val.csv").write_bytes(text)
+    with pytest.raises(RunError, match="val.csv: missing, or not as the run wrote it"):
+        record.read_answers(tmp_path / "val.csv")
 
 
 def test_each_fold_has_its_report(small_config):

@@ -124,10 +124,17 @@ def test_a_crop_beyond_the_photo_is_all_of_it():
     assert input_size("volo_d5_512") == (512, 1.0)
 
 
+def test_a_backbone_whose_maps_cannot_be_seen_is_told(monkeypatch):
+    hidden = torch.nn.Flatten()  # as DenseNet was, before timm 1.0.31
+    monkeypatch.setattr(timm, "create_model", lambda *given, **more: hidden)
+    with pytest.raises(ModelError, match=r"its stages' maps. pip install --upgrade timm, or pass --covariance 0."):
+        build_model(SMALL, 3, "none", covariance=4)
+
+
 @pytest.mark.parametrize("name", ["mobilenetv3_small_050", "vgg11", "test_vit", "poolformer_s12"])
 def test_backbones_of_other_families_fit_their_head(name):
     """Some put a layer of their own between pooling and head; some name no order of their layers."""
-    model = build_model(name, 3, "none").eval()
+    model = build_model(name, 3, "none", covariance=4).eval()
     freeze(model, 0)
     with torch.inference_mode():
         logits, known = model.judge(torch.zeros(2, 3, *[input_size(name)[0]] * 2))

@@ -29,7 +29,7 @@ def run(drawn, tmp_path_factory):
     folder.mkdir()
     save_random_model(folder / "best.pt", CLASSES, {"Amanita": {"danger": "deadly", "note": "the liver fails"}})
     photos = [(str(path), name, "val" if k < 4 else "train") for name in CLASSES for k, path in enumerate(sorted((drawn / name).iterdir()))]
-    table = pd.DataFrame(photos, columns=["path", "label", "side"])
+    table = pd.DataFrame(photos, columns=["path", "label", "side"]).assign(bytes=1)
     record.write_table(folder / "photos.csv", table)
     val = table[table.side == "val"]
     record.write_answers(folder / "val.csv", val, Predictor(folder / "best.pt").probs(val.path.tolist())[0], CLASSES)
@@ -87,6 +87,19 @@ def test_the_card_says_how_good_it_is_and_what_is_deadly(run, published):
     cards = [publish.card(run, checkpoint.load(run / "best.pt") | {"refit": refit}, "me/x", "mit", timm_reads=True)
              for refit in ({}, {"bias": torch.zeros(9)})]
     assert ["its head has learnt from these photos too" in text for text in cards] == [False, True]
+
+
+def test_a_card_that_was_edited_stays(run, tmp_path, capsys):
+    folder = shutil.copytree(run, tmp_path / "run")
+    page = publish.publish(folder) / "README.md"
+    made = page.read_text(encoding="utf-8")
+    page.write_text(made + "My photos are mine.\n", encoding="utf-8")
+    publish.publish(folder, license="mit")
+    assert page.read_text(encoding="utf-8") == made + "My photos are mine.\n"
+    assert f"{page}: stays as it is" in capsys.readouterr().out
+    page.write_text(made, encoding="utf-8")
+    publish.publish(folder, license="mit")  # nobody has edited it
+    assert "license: mit" in page.read_text(encoding="utf-8")
 
 
 def test_the_card_says_where_the_backbone_had_met_the_photos(run):
@@ -151,7 +164,8 @@ def test_eight_bits_need_the_photos_and_say_so(tmp_path):
     export.export(tmp_path)
     with pytest.raises(record.RunError, match=r"no finished run, it holds no photos.csv"):
         quantize.quantize(tmp_path)
-    record.write_table(tmp_path / "photos.csv", pd.DataFrame({"path": ["a.jpg", "b.jpg"], "side": ["train", "val"]}))
+    record.write_table(tmp_path / "photos.csv", pd.DataFrame({
+        "path": ["a.jpg", "b.jpg"], "label": ["a", "b"], "side": ["train", "val"], "bytes": 1}))
     with pytest.raises(CheckpointError, match=r"its photos are not where they were \(a.jpg\). Put them back"):
         quantize.quantize(tmp_path)
 

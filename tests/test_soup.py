@@ -60,7 +60,7 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
         soup.main((runs[0], tmp_path / "odd.pt"), out=tmp_path / "soup.pt")
     with pytest.raises(CheckpointError, match="no checkpoint given"):
         soup.main((), out=tmp_path / "soup.pt")
-    with pytest.raises(CheckpointError, match="no such table"):
+    with pytest.raises(CheckpointError, match="no photos.csv. Leave soup.pt"):
         soup.main((tmp_path / "soup.pt",), out=tmp_path / "again.pt")
 
 

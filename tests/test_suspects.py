@@ -3,7 +3,6 @@ import pandas as pd
 import pytest
 
 from dataset import DataError
-from photos import PhotoError
 from tools import suspects
 
 
@@ -41,11 +40,16 @@ def test_neither_list_nor_picture_takes_the_place_of_what_is_read_or_of_each_oth
     assert (tmp_path / "oof.csv").read_bytes() == before
 
 
-def test_a_photo_that_has_moved_is_named(table, tmp_path):
-    table.loc[[3, 30], "image"] = "gone.jpg"
+@pytest.mark.parametrize(("moved", "said"), [
+    ([3], "suspects.png shows the first 1; 1 are no longer where they were"),
+    ([3, 30], "2 of 36 labels in doubt; 2 are no longer where they were; there is nothing to draw")])
+def test_photos_that_have_moved_since_are_left_out_of_the_picture(table, tmp_path, capsys, moved, said):
+    table.loc[moved, "image"] = "gone.jpg"
     table.to_csv(tmp_path / "oof.csv", index=False)
-    with pytest.raises(PhotoError, match="gone.jpg: cannot be opened"):
-        suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")
+    suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")
+    assert said in capsys.readouterr().out
+    assert len(pd.read_csv(tmp_path / "suspects.csv")) == 2
+    assert (tmp_path / "suspects.png").exists() == (len(moved) < 2)
 
 
 def test_where_all_photos_have_moved_no_list_is_made_and_the_remedy_told(table, tmp_path):

@@ -24,7 +24,7 @@ def read_runs(file: Path) -> tuple[pd.DataFrame, str]:
     rows = record.read_experiments(file)
     if not len(rows):
         raise record.RunError(f"{file}: a record without a row. Each finished training adds one; run main.py, or pass --file FILE.")
-    defaults = {knob: str(value) for knob, value in Config().to_dict().items()}  # a row of before has no others than it changed
+    defaults = {knob: str(value) for knob, value in Config().to_dict().items()}  # rows of before 2026-11-26 leave out what is at them
     knobs = pd.DataFrame([defaults | dict(re.findall(r"\b(\w+)=(.*?)(?= \w+=|$)", settings)) for settings in rows.settings], rows.index)
     same = [knob for knob in knobs if knobs[knob].nunique(dropna=False) == 1]
     scores = rows.drop(columns=["settings", "finished"]).rename(columns=lambda name: name.removeprefix("val_"))
@@ -56,8 +56,9 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
     """
     runs, same = read_runs(file)
     picture = picture_beside(out, file)
-    if score not in runs:
-        raise record.RunError(f"--score {score}: the record has no such column. Take one of {', '.join(runs.columns[1:])}.")
+    scores = runs.columns.difference(["run", "minutes", *Config().to_dict()], sort=False)
+    if score not in scores:
+        raise record.RunError(f"--score {score}: the record has no such score. Take one of {', '.join(scores)}.")
     marks = best_values(runs)
     points = pd.DataFrame({"minutes": pd.to_numeric(runs.minutes), score: pd.to_numeric(runs[score])}).dropna()
     order = points[score].sort_values(ascending=score.endswith("loss"), kind="stable").index

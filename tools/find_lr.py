@@ -55,13 +55,14 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
 
     def loader_of(_side: str, views, epochs: int = 1):
         read = Photos(photos.path, views, config.seed, views.min_side)
-        return make_loader(read, Batches(len(photos), config.batch, config.seed, epochs, views=views.count), config.workers)
+        batches = Batches(len(photos), config.batch, config.seed, epochs, accelerator.process_index, accelerator.num_processes, views.count)
+        return make_loader(read, batches, config.workers)
 
-    model, sgd, loss_of = build_learner(config, config.weights, labels.bincount(minlength=len(classes)), size, accelerator.device)
-    model, sgd = accelerator.prepare(model, sgd)
+    learner, sgd, loss_of = build_learner(config, config.weights, labels.bincount(minlength=len(classes)), size, accelerator.device)
+    model, sgd = accelerator.prepare(learner, sgd)
     optimizer = SAM(sgd, 0.0 if config.sam_start else config.rho, config.asam, config.sam_every)  # a late SAM meets lower rates
     if config.fits_head:
-        fitting.start_head(model, loader_of, size, crop, {"train": labels}, config.balance, accelerator, config.quiet)
+        fitting.start_head(learner, loader_of, size, crop, {"train": labels}, config.balance, accelerator, config.quiet)
     rates, losses = np.geomspace(LOWEST, HIGHEST, steps), []
 
     def climb(step: int) -> None:
@@ -99,8 +100,9 @@ def main(config: Config, picture: Path = Path("rate.png")) -> None:
         raise ValueError("nothing is trained or kept: drop --resume, --dry-run and --out.")
     rates, losses = find_lr(config)
     smooth, best = suggest(rates, losses)
+    print(f"the loss is low up to a rate of {10 * best:.2g}. Try --lr {best:.2g}; the default is {Config.lr}.")  # whatever the picture does
     plots.rate_search(picture, rates, losses, smooth, best)
-    print(f"{picture}: the loss is low up to a rate of {10 * best:.2g}. Try --lr {best:.2g}; the default is {Config.lr}.")
+    print(picture)
 
 
 if __name__ == "__main__":

@@ -152,7 +152,6 @@ def several_processes(count: int, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         _prepare(work)
-        torch.save(timm.create_model(SMALL, num_classes=0).state_dict(), work / "backbone.pth")  # of a file: BatchNorm is kept
         first = ["--data", "photos", "--weights", "backbone.pth", *FLAGS, "--no-head-first", "--mixup", "0", "--sam-start", "0",
                  "--sam-whole"]
         for name, processes, machines in (("one", 1, 1), ("two", 2, 1), ("four", 4, 2)):

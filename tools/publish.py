@@ -23,6 +23,7 @@ import metrics
 import record
 from answers import no_score_after
 from checkpoint import CheckpointError
+from files import atomic_file
 from text import as_program
 from tools.export import export
 from trained import load_model
@@ -108,7 +109,14 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
     if timm_reads:
         save_for_hf(as_timm(model, saved), out, {"label_names": saved["classes"]}, safe_serialization=True)
     shutil.copyfile(export(run), out / "best.onnx")
-    (out / "README.md").write_text(card(run, saved, push or f"USER/{run.resolve().name}", license, timm_reads), encoding="utf-8")
+    page, unnamed = out / "README.md", f"USER/{run.resolve().name}"
+    new, *others = (card(run, saved, *flags, timm_reads) for flags in ((push or unnamed, license), (push or unnamed, "other"),
+                                                                       (unnamed, license), (unnamed, "other")))
+    if page.exists() and page.read_text(encoding="utf-8") not in (new, *others):
+        print(f"{page}: stays as it is, since it was edited, or was written with other flags. To have it written anew, delete it.")
+    else:
+        with atomic_file(page) as file:
+            file.write(new.encode())
     if push:
         try:
             hub = HfApi()
@@ -138,7 +146,7 @@ def as_timm(model, saved: dict) -> torch.nn.Module:
 
 def card(run: Path, saved: dict, repo: str, license: str, timm_reads: bool) -> str:
     """The model card: what it is for, on what it was trained, how good it is, where it fails."""
-    photos, (_, probs, labels), classes = record.read_table(run / "photos.csv"), record.read_answers(run / "val.csv"), saved["classes"]
+    photos, (_, probs, labels), classes = record.read_photos(run), record.read_answers(run / "val.csv"), saved["classes"]
     names = [plain(name) for name in classes]
     scores, learnt = metrics.scores(probs, labels), photos.label[photos.side == "train"].value_counts()
     rows = [f"| {shown} | {learnt.get(name, 0)} | {judged:.0f} | {recall:.2f} |"

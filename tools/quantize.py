@@ -43,7 +43,7 @@ def quantize(run: Positional[Path]) -> Path:
         raise CheckpointError(f"{source}: no such file. Write it first: python -m tools.export {run}")
     plain = Predictor(source, tta=1)
     record.check_finished(run, "photos.csv")
-    table = record.read_table(run / "photos.csv")
+    table = record.read_photos(run)
     learnt = table.path[table.side == "train"].sample(frac=1, random_state=0)
     if not any(map(os.path.isfile, table.path[table.side == "val"])) or not any(map(os.path.isfile, learnt[:CALIBRATE])):
         raise CheckpointError(f"{run}: its photos are not where they were ({shown(learnt.iloc[0])}). Put them back.")

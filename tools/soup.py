@@ -62,10 +62,10 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     if greedy and not one_split:
         raise CheckpointError("--greedy: the runs have other splits, so that each photo was learnt from by one of them. Leave it out.")
     first, accelerator = saved[0], make_accelerator()[0]
-    photos = checkpoints[0].parent / "photos.csv"
-    if not photos.is_file():
-        raise CheckpointError(f"{photos}: no such table. Leave {checkpoints[0].name} in its run's folder, beside the list of its photos.")
-    table = record.read_table(photos)
+    home = checkpoints[0].parent
+    if not (home / "photos.csv").is_file():
+        raise CheckpointError(f"{home}: no photos.csv. Leave {checkpoints[0].name} in its run's folder, beside the list of its photos.")
+    table = record.read_photos(home)
     labels = {side: torch.tensor([first["classes"].index(label) for label in table.label[table.side == side]]) for side in ("train", "val")}
     size, crop = first["image_size"], first["crop"]
     model = network(checkpoints[0], first).to(accelerator.device)
@@ -91,7 +91,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         read = ~np.isnan(probs).any(1)
         if not read.any():
             gone = table.path[table.side == "val"].iloc[0]
-            raise CheckpointError(f"{photos}: none of its validation photos is where it was ({gone}). Put them back.")
+            raise CheckpointError(f"{home}: none of its validation photos is where it was ({gone}). Put them back.")
         return metrics.accuracy(probs[read], labels["val"].numpy()[read])
 
     if not one_split:

@@ -64,10 +64,15 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
     if found.empty:
         print(f"{out}: none of {len(table)} labels is in doubt; there is nothing to draw")
         return
-    shown = found.head(most)
+    there = found[[os.path.isfile(photo) for photo in found.image]]  # who has moved some to where they belong looks at the rest
+    gone = f"; {len(found) - len(there)} are no longer where they were" if len(there) < len(found) else ""
+    if there.empty:
+        print(f"{out}: {len(found)} of {len(table)} labels in doubt{gone}; there is nothing to draw")
+        return
+    shown = there.head(most)
     contact_sheet(picture, [crop_view(read_named(image, 224), 224, 1.0) for image in shown.image],
                   [f"{row.label} {row.prob:.0%}\n{row.answer} {row.answer_prob:.0%}?" for row in shown.itertuples()])
-    print(f"{out}: {len(found)} of {len(table)} labels in doubt; {picture} shows the first {len(shown)}")
+    print(f"{out}: {len(found)} of {len(table)} labels in doubt; {picture} shows the first {len(shown)}{gone}")
 
 
 if __name__ == "__main__":

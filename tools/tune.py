@@ -22,7 +22,7 @@ from tyro.conf import Positional
 import metrics
 import record
 from config import Config
-from text import as_program, ending_signals
+from text import INTERRUPTED, as_program, ending_signals
 
 MAIN = Path(__file__).parents[1] / "main.py"
 PATIENCE = 2  # epochs before a trial may be ended: a rate that warms up slowly is no failure
@@ -130,7 +130,7 @@ def main(flags: Positional[tuple[str, ...]] = (), trials: int = 20, out: Path = 
         study = tune(flags, trials, out)
     except KeyboardInterrupt:
         print("stopped; the same command goes on with further trials", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     if not any(trial.state.name == "COMPLETE" for trial in study.trials):
         raise ValueError(f"{out}: each trial was ended early. Make more: the same command once more.")
     best = study.best_trial
