@@ -13,6 +13,7 @@ from matplotlib import colormaps
 from photos import read_named
 from pictures import contact_sheet
 from plots import BLUE, GREY, picture
+from text import shown
 from trained import load_model
 from views import FixedViews, crop_view
 
@@ -76,7 +77,7 @@ def draw_reasons(path: Path, checkpoint: Path, photos: Sequence[str], probs: np.
         reasons(path, *pairs[0], [(classes[k], probs[0, k]) for k in probs[0].argsort()[::-1][:3]])
     elif pairs:
         answers = [f"{classes[row.argmax()]} {row.max():.0%}" for row in probs[:SHEET_MOST]]
-        reasons_sheet(path, pairs, [f"{answer}\n{Path(photo).name}" for answer, photo in zip(answers, photos, strict=False)])
+        reasons_sheet(path, pairs, [f"{answer}\n{shown(Path(photo).name)}" for answer, photo in zip(answers, photos, strict=False)])
 
 
 def overlay(square: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ td, th { padding: .2rem .9rem .2rem 0; border-bottom: 1px solid #eee; vertical-a
 def write_page(path: Path, title: str, *parts: str) -> None:
     with atomic_file(path) as file:
         file.write(f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-                   f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>\n{chr(10).join(parts)}\n".encode())
+                   f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>\n{chr(10).join(parts)}\n"
+                   .encode(errors="backslashreplace"))  # names of photos that are not UTF-8
 
 
 def section(title: str, text: str, *parts: str) -> str:

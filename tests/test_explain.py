@@ -1,4 +1,6 @@
 import builtins
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +14,7 @@ from explain import Explainer, ExplainError
 from model import build_model
 from photos import read_photo
 from predict import Options
+from tools import look
 
 
 def saved(path, model: str, size: int):
@@ -71,6 +74,8 @@ def test_tokens_are_no_picture(tmp_path, rng):
 
 def test_predict_draws_one_answer_large_and_several_as_a_sheet(run, drawn, tmp_path, capsys):
     best, photos = (run / "best.pt",), sorted(drawn.rglob("*.jpg"))[:4]
+    photos[3] = Path(shutil.copy(photos[3], tmp_path / "\udcff.jpg"))  # an old disk's name, which is not UTF-8
+    look.augmentations(tuple(photos[3:]), out=tmp_path / "look.png")
     predict.main(Options((photos[0],), checkpoint=best, explain=tmp_path / "one.png"))
     assert "heat maps" not in capsys.readouterr().err
     predict.main(Options(tuple(photos), checkpoint=2 * best, explain=tmp_path / "four.png"))

@@ -45,7 +45,7 @@ def test_heat_maps_are_of_the_head_that_gave_the_answers(run, monkeypatch):
 
 
 def test_names_cannot_break_the_page(run, drawn, tmp_path):
-    copy = shutil.copytree(run, tmp_path / "<b>run")
+    copy = shutil.copytree(run, tmp_path / "<b>run\udcff")  # no UTF-8, as an old disk's names
     settings = (copy / "config.json").read_text(encoding="utf-8")
     (copy / "config.json").write_text(settings.replace('"cpu"', '"<b>run"').replace('"precision": "', '"precision": "<b>run'))
     assert "<b>run" not in write_report(copy).read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from files import keep_apart
 from photos import read_named
 from pictures import contact_sheet
 from predict import Predictor
-from text import as_program
+from text import as_program, shown
 from transforms import RandomViews, training_transform
 from views import crop_view
 
@@ -32,7 +32,7 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
         photo = read_named(path)
         square = crop_view(photo, size, 1.0)
         images.append(square)
-        captions.append(path.stem)
+        captions.append(shown(path.stem))
         steps = training_transform(size, Config.augment).transforms
         for step in [step for outer in steps for step in getattr(outer, "transforms", [outer])]:
             step.p = 1.0
