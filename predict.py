@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 class Options:
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (to any depth), a CSV image[,label]; - = paths from stdin
     checkpoint: tuple[Path, ...] = ()  # one or many best.pt, .onnx or run folders (all folds), averaged; none = the newest under runs/
-    tta: int = ANSWER_VIEWS  # views of each photo, averaged, 1 to 16; 1 = the photo as it is, the fastest; the temperature was fitted to 8
+    tta: int = ANSWER_VIEWS  # views of each photo, averaged: 1 to 16, to which the temperature was fitted; 8 = twice as fast
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
     csv: Path | None = None  # write image,label,prob,known,unknown,deadly and a column of probability for each class here
     explain: Path | None = None  # draw the answers here (.png), with heat maps of what spoke for them; of many photos the first 60
     json: bool = False  # JSON lines instead of text: one object a photo, all probabilities in it
     quiet: bool = False  # the answers alone: no progress, no word of the model, no scores
-    batch: int = 32  # views at a time: 32 = four photos of eight views (.onnx: one photo a thread)
+    batch: int = 32  # views at a time: 32 = two photos of sixteen views (.onnx: one photo a thread)
     workers: int = -1  # processes (.onnx: threads) for many photos; 0 = none but the main one; -1 = one a core
 
 

@@ -19,14 +19,14 @@ class View(NamedTuple):
     detail: float = 1.0  # share of its pixels a side that are left: below 1, a photo that was small, and enlarged
 
 
-# The evaluation crop first, then mirrored, nearer and farther. Two in eight, and a quarter of those that the head learns from, are blurred:
-# photos from elsewhere are small or large, and where a class's photos were all of one kind, that must not give it away.
+# The evaluation crop first, then mirrored, nearer and farther. A quarter are blurred: photos from elsewhere are small or large, and where
+# a class's photos were all of one kind, that must not give it away.
 VIEWS = (
     View(), View(mirrored=True), View(1.2), View(1.2, mirrored=True), View(0.85), View(0.85, mirrored=True),
     View(detail=1 / 2), View(1.2, mirrored=True, detail=1 / 3),
     View(1.2, -1, -1), View(1.2, -1, -1, mirrored=True), View(0.85, detail=1 / 2), View(1.2, -1, -1, mirrored=True, detail=1 / 3),
     View(1.5), View(1.5, mirrored=True), View(2.0), View(2.0, mirrored=True))
-ANSWER_VIEWS = 8  # of each photo in an answer, unless --tta says otherwise; docs/EXPERIMENTS.md has what they bring
+ANSWER_VIEWS = 16  # of each photo in an answer, unless --tta says otherwise; docs/EXPERIMENTS.md has what they bring
 HEAD_VIEWS = 16   # of each photo that the head is fitted on
 
 

@@ -52,4 +52,4 @@ def test_there_are_sixteen_views(views):
 def test_a_photo_is_as_large_as_the_nearest_view_needs():
     assert FixedViews(224, 0.875).min_side == 256           # 224 / 0.875
     assert FixedViews(224, 0.875, HEAD_VIEWS).min_side == 512    # 1 / 2
-    assert FixedViews(224, 0.875, ANSWER_VIEWS).min_side == 307  # of which the nearest shows 1 / 1.2 a side
+    assert FixedViews(224, 0.875, 8).min_side == 307        # of which the nearest shows 1 / 1.2 a side

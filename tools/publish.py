@@ -59,7 +59,7 @@ Names what is on a photo: one of {classes}. A {model} at {size} x {size} pixels,
 
 ## How good it is
 
-On {judged} photos {unseen}, eight views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
+On {judged} photos {unseen}, sixteen views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
 macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}.
 {since}What was kept, and how sure its answers are, was fitted to the same photos, which flatters a little;
 photos of other people and other places are harder.
