@@ -46,7 +46,7 @@ class Judge:
         """Of answers float (N, K) to a side's photos; NaN = no answer, which is said. Raises TrainingError where there is none at all."""
         read = ~np.isnan(probs).any(1)
         self.count(int(read.sum()), len(read), side)
-        return engine.from_main(lambda: metrics.scores(probs[read], self.labels[side].numpy()[read]), self.run.accelerator)  # one verdict
+        return metrics.scores(probs[read], self.labels[side].numpy()[read])
 
     def count(self, counted: int, photos: int, side: str) -> None:
         """Says how many of a side's photos do not count. Raises TrainingError where none does."""
@@ -93,10 +93,12 @@ class Judge:
                 run.judged.load_state_dict(weights)
                 return self.scores_on(loader)["loss"]
 
-            share, loss = best_place(start, end, lambda weights: val_loss(weights, self.val_loader), self.say)
+            found = best_place(start, end, lambda weights: val_loss(weights, self.val_loader), self.say)
+            share, loss = engine.from_main(lambda: found, run.accelerator)  # one verdict: losses may differ in the last bit by machine
             place = blend(start, end, share)
             # Of many epochs at one view, one looks good by luck: where it beats all places, all views decide.
-            if loss <= best["val_loss"] or val_loss(place, answer_loader) <= val_loss(winner["weights"], answer_loader):
+            wins = loss <= best["val_loss"] or val_loss(place, answer_loader) <= val_loss(winner["weights"], answer_loader)
+            if engine.from_main(lambda: wins, run.accelerator):
                 winner["weights"], chosen = place, place_name(share, config.epochs)
         run.judged.load_state_dict(winner["weights"])
         return winner, chosen

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what is tested hears them, though pytest may run under nohup, or by `&`
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["CUDA_VISIBLE_DEVICES"], os.environ["ACCELERATE_USE_CPU"] = "", "true"  # the same numbers on every machine
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for a hub; the one that tests the hub brings a stand-in
 ROOT = Path(__file__).parents[1]
