@@ -14,6 +14,7 @@ from accelerate.utils.memory import clear_device_cache
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
+import trust
 from device import memory_ran_out, to_device
 from mixup import mixup
 from sam import SAM, frozen_batchnorm
@@ -189,7 +190,7 @@ def predict_probs(model, loader: DataLoader, num_classes: int, accelerator: Acce
                   temperature: float = 1.0) -> tuple[np.ndarray, dict[int, str]]:
     """Probabilities float (N, K) of all photos of the loader, averaged over their views, and {index: why} of failures.
 
-    The row of a photo that could not be read is NaN. temperature divides the logits.
+    The row of a photo that could not be read is NaN. temperature: of the mean (trust.at_temperature).
     """
     probs, _, errors = predict(model, loader, num_classes, accelerator, temperature)
     return probs, errors
@@ -201,7 +202,7 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
     the photos done."""
     def answers_to(views: torch.Tensor) -> torch.Tensor:
         logits, known = model.judge(views)
-        return torch.cat([(logits / temperature).softmax(1), known[:, None]], 1)
+        return torch.cat([logits.softmax(1), known[:, None]], 1)
 
     model.eval()
     table, errors = np.full((len(loader.dataset), num_classes + 1), np.nan, np.float32), {}
@@ -210,6 +211,7 @@ def predict(model, loader: DataLoader, num_classes: int, accelerator: Accelerato
         if len(index):
             answers = ask(answers_to, to_device(images, accelerator), accelerator)
             answers = answers.view(len(index), -1, num_classes + 1).mean(1).cpu().numpy()
+            answers[:, :-1] = trust.at_temperature(answers[:, :-1], temperature)
             finite = np.isfinite(answers).all(1)
             table[index[finite]] = answers[finite]  # nothing of a batch is kept: it would hold a worker's file, and memory, in pieces
             errors.update(dict.fromkeys(index[~finite].tolist(), NOT_FINITE))

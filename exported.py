@@ -65,12 +65,12 @@ class Exported:
             return str(error)
         images = np.ascontiguousarray(views.transpose(0, 3, 1, 2))
         parts = (images[i:i + self.together] for i in range(0, len(images), self.together))
-        return np.concatenate([np.column_stack(self.answer(part)) for part in parts]).mean(0)
+        mean = np.concatenate([np.column_stack(self.answer(part)) for part in parts]).mean(0)
+        return np.append(trust.at_temperature(mean[:-1], self.temperature), mean[-1])
 
     def answer(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 (B, 3, S, S) → probabilities (B, K), known (B,)."""
+        """Of each view alone: uint8 (B, 3, S, S) → probabilities before the temperature (B, K), known (B,)."""
         logits, known = self.session.run(None, {"images": images})
-        logits = logits / self.temperature
         if not (np.isfinite(logits).all() and np.isfinite(known).all()):
             raise CheckpointError(f"{self.path}: its answers are no finite numbers: it was changed or is broken. "
                                   "Make it anew with `python -m tools.export RUN`.")

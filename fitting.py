@@ -233,8 +233,9 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     as_in_main(known.buffers())
     scores = known.score(signs.to(device)).view(-1, views).mean(1).cpu().numpy()
     probs, truth = logits.softmax(1).view(len(photos), views, -1).numpy(), val_labels[photos].numpy()
-    temperature = trust.fit_temperature(probs, truth)
-    plain, calibrated = probs.mean(1), trust.at_temperature(probs, temperature).mean(1)
+    plain = probs.mean(1)
+    temperature = trust.fit_temperature(plain, truth)
+    calibrated = trust.at_temperature(plain, temperature)
     answers = np.full((len(val_labels), probs.shape[2]), np.nan, np.float32)
     answers[photos] = calibrated
     return answers, {"temperature": temperature, "known_limit": trust.known_limit(scores), "ece": metrics.calibration_error(plain, truth),

@@ -20,25 +20,25 @@ CAUTION = "A guess by a program from a photo: never eat a mushroom because of it
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
-    """The T that makes the mean over views of softmax(log p / T) least surprised by the labels (Guo et al. 2017, arXiv 1706.04599).
+    """The T that makes softmax(log p / T) least surprised by the labels (Guo et al. 2017, arXiv 1706.04599).
 
-        T = argmin mean over photos of -log mean over views of softmax(log p / T)[label]  +  (log T)^2 / N
+        T = argmin mean over photos of -log softmax(log p / T)[label]  +  (log T)^2 / N
 
-    probs float (N, V, K) from softmax, whose logarithms are its logits but for a constant; labels int (N,). The last term, a
-    normal prior on log T around 0, keeps a few lucky photos from making the model boast. T lies in 0.1 to 10; above 1, the
-    model was too sure.
+    probs float (N, K): the mean over a photo's views, as answers are pooled first and calibrated then (Rahaman and Thiery 2021,
+    arXiv 2007.08792); labels int (N,). The last term, a normal prior on log T around 0, keeps a few lucky photos from making the
+    model boast. T lies in 0.1 to 10; above 1, the model was too sure.
     """
     from scipy.optimize import minimize_scalar  # takes longer than an exported model's answer, which does without
 
     def surprise(log_t: float) -> float:
-        losses = -np.log(at_temperature(probs, np.exp(log_t)).mean(1)[np.arange(len(labels)), labels].clip(1e-30))
+        losses = -np.log(at_temperature(probs, np.exp(log_t))[np.arange(len(labels)), labels].clip(1e-30))
         return float(losses.mean() + log_t**2 / len(labels))
 
     return float(np.exp(minimize_scalar(surprise, bounds=(np.log(0.1), np.log(10)), method="bounded").x))
 
 
 def at_temperature(probs: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T) of probs float (..., K): what the model would say of each view at that temperature."""
+    """softmax(log p / T) of probs float (..., K), whose logarithms are their logits but for a constant. The likeliest stays so."""
     return softmax(np.log(probs.clip(1e-30)) / temperature)
 
 

@@ -21,11 +21,11 @@ def openvino_way(file: Path, paths: list[str], exported):
 
     def one(path: str) -> np.ndarray:
         from photos import read_photo
-        from trust import softmax
+        from trust import at_temperature, softmax
         if not hasattr(own, "request"):
             own.request = network.create_infer_request()
         views = exported.views(read_photo(path, exported.views.min_side), 0).transpose(0, 3, 1, 2)
-        return softmax(own.request.infer({0: np.ascontiguousarray(views)})[0] / exported.temperature).mean(0)
+        return at_temperature(softmax(own.request.infer({0: np.ascontiguousarray(views)})[0]).mean(0), exported.temperature)
 
     def answers() -> np.ndarray:
         with ThreadPoolExecutor(exported.workers) as pool:

@@ -11,6 +11,7 @@ from conftest import SMALL, loader_of
 import engine
 import fitting
 import prepare
+import trust
 from config import Config
 from model import build_model
 from sam import SAM
@@ -79,6 +80,15 @@ def test_a_temperature_flattens(accelerator, drawn):
     sharp, flat = (engine.predict_probs(model, loader_of(paths, 5), 9, accelerator, t)[0].max() for t in (0.5, 50.0))
     assert flat < sharp
     assert flat == pytest.approx(1 / 9, abs=0.01)
+
+
+def test_views_are_averaged_before_the_temperature(accelerator, drawn):
+    torch.manual_seed(1)
+    model, paths = build_model(SMALL, 9, "none"), sorted(map(str, drawn.rglob("*.jpg")))[:5]
+    torch.nn.init.normal_(model.head.weight, std=30.0)  # views that disagree
+    plain, cold = (engine.predict_probs(model, loader_of(paths, 5, views=6), 9, accelerator, t)[0] for t in (1.0, 0.3))
+    np.testing.assert_allclose(cold, trust.at_temperature(plain, 0.3), atol=1e-5)
+    assert np.abs(cold - plain).max() > 0.01
 
 
 def test_a_photo_that_cannot_be_read_is_a_nan_row_with_a_reason(accelerator, drawn, tmp_path):

@@ -9,7 +9,7 @@ def test_the_temperature_undoes_a_known_overconfidence(rng):
     honest = rng.dirichlet(np.ones(4), 4000)
     labels = (honest.cumsum(1) > rng.random((4000, 1))).argmax(1)                  # drawn as the probabilities say
     boastful = trust.at_temperature(honest, 0.4)
-    temperature = trust.fit_temperature(boastful[:, None], labels)
+    temperature = trust.fit_temperature(boastful, labels)
     assert temperature == pytest.approx(1 / 0.4, rel=0.05)
     cooled = trust.at_temperature(boastful, temperature)
     np.testing.assert_allclose(cooled, honest, atol=0.02)
@@ -19,19 +19,17 @@ def test_the_temperature_undoes_a_known_overconfidence(rng):
 
 def test_a_certain_error_does_not_break_the_temperature():
     with np.errstate(divide="raise", invalid="raise"):
-        assert 1 < trust.fit_temperature(np.array([[[1.0, 0.0]], [[1.0, 0.0]], [[0.0, 1.0]]]), np.array([0, 1, 1])) <= 10
+        assert 1 < trust.fit_temperature(np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([0, 1, 1])) <= 10
 
 
-def test_views_are_averaged_after_the_temperature_as_an_answer_is():
-    # two views, certain of 0 and undecided, one photo of each class: the flatter the better
-    probs = np.array([[[0.9, 0.1], [0.5, 0.5]]] * 2000)
-    assert trust.fit_temperature(probs, np.arange(2000) % 2) > 5
-    assert trust.at_temperature(probs, 0.5)[0, 0] == pytest.approx([0.81 / 0.82, 0.01 / 0.82])
+def test_a_temperature_by_hand():
+    assert trust.at_temperature(np.array([0.9, 0.1]), 0.5) == pytest.approx([0.81 / 0.82, 0.01 / 0.82])
+    assert trust.fit_temperature(np.array([[0.9, 0.1]] * 2000), np.arange(2000) % 2) > 5  # a photo of each class: the flatter the better
 
 
 def test_a_few_lucky_photos_do_not_make_it_boast():
     # of three photos called 0.8 sure all are right: without the prior T would end at its limit, 0.1
-    probs = np.array([[[0.8, 0.2]]] * 3)
+    probs = np.array([[0.8, 0.2]] * 3)
     few, many = (trust.fit_temperature(np.repeat(probs, n, 0), np.zeros(3 * n, int)) for n in (1, 1000))
     assert 0.5 < few < 1
     assert many < 0.2

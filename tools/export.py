@@ -52,7 +52,7 @@ def export(run: Positional[Path], out: Path | None = None) -> Path:
     with tempfile.TemporaryDirectory() as folder:  # a file still open for writing is one that Windows opens to nobody else
         trial = Path(folder) / out.name
         trial.write_bytes(network.SerializeToString())
-        difference = compare(model, saved["temperature"], exported.Exported(trial, tta=1, workers=0), images)
+        difference = compare(model, exported.Exported(trial, tta=1, workers=0), images)
         if not difference < LARGEST_DIFFERENCE:
             raise CheckpointError(f"{path}: its export answers otherwise (a score differs by {difference:.1g}) and was not kept. "
                                   "Try another version of onnxscript.")
@@ -74,11 +74,11 @@ class Judge(torch.nn.Module):
 
 
 @torch.inference_mode()
-def compare(model: torch.nn.Module, temperature: float, other, images: torch.Tensor) -> float:
+def compare(model: torch.nn.Module, other, images: torch.Tensor) -> float:
     """The largest difference of a probability, or of `known`, between the checkpoint's network and the Exported `other`: one image
     alone, then the rest."""
     logits, known = model.judge(images)
-    ours = np.column_stack([(logits / temperature).softmax(1).numpy(), known.numpy()])
+    ours = np.column_stack([logits.softmax(1).numpy(), known.numpy()])
     return max(np.abs(np.column_stack(other.answer(images[part].numpy())) - ours[part]).max() for part in (slice(0, 1), slice(1, None)))
 
 
