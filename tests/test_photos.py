@@ -47,11 +47,11 @@ def test_a_tool_s_error_is_one_sentence(capsys):
     assert stopped.value.code == "no photo\\x1b"
 
     def forbidden():
-        raise PermissionError(13, "Permission denied", "/root/1.jpg")  # what pathlib raises when it looks below a folder of another's
+        raise PermissionError(13, "Permission denied", "private/1.jpg")  # what pathlib raises when it looks below a folder of another's
 
     with pytest.raises(SystemExit) as stopped:
         as_program(forbidden)
-    assert stopped.value.code == "/root/1.jpg: may not be opened by you (Permission denied). Ask its owner, or give another."
+    assert stopped.value.code == "private/1.jpg: may not be opened by you (Permission denied). Ask its owner, or give another."
 
 
 def test_a_notebook_s_screen_is_left_as_it_is(monkeypatch):
