@@ -92,7 +92,7 @@ class Config:
             ("folds", self.folds >= 2, "one part must validate while the others train: use 2 or more"),
             ("fold", -1 <= self.fold < self.folds, f"there are {self.folds} folds: use 0 to {self.folds - 1}, or -1 for each in turn"),
             ("image_size", self.image_size == 0 or 32 <= self.image_size <= LARGEST_PHOTO,
-             "backbones halve a photo five times, and hold all of it: use 32 to 2048 pixels, or 0 for the backbone's own size"),
+             f"backbones halve a photo five times, and hold all of it: use 32 to {LARGEST_PHOTO} pixels, or 0 for the backbone's own size"),
             ("workers", -1 <= self.workers <= 256, "use -1 (one a core), 0 (none) or a number of processes, 256 at most"),
             ("cache", 0 <= self.cache < float("inf"), "use 0 (off) or the GB that decoded photos may take on the disk"),
             ("covariance", 0 <= self.covariance <= MOST_DIRECTIONS, "the head sees the square of them: use 0 (off), or 32 to 64"),

@@ -45,7 +45,8 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
         own = dataclasses.replace(config, fold=fold, out=run / f"fold{fold}")
         check_settings(own.out, own)
         begun = (own.out / "last.pt").exists()
-        if not record.is_finished(own.out) if begun else not (own.out / "val.csv").exists():
+        done = record.is_finished(own.out) if begun else (own.out / "val.csv").exists()  # last.pt may be deleted, it is large
+        if not done:
             try:
                 train(Config(resume=own.out, data=config.data.absolute(), workers=config.workers, quiet=config.quiet) if begun else own)
             except (SystemExit, KeyboardInterrupt):

@@ -278,6 +278,21 @@ def test_ctrl_c_is_no_error_on_the_screen():
     assert end.value.code == 130
 
 
+@pytest.mark.parametrize(("script", "arguments"), [("predict.py", ["private/1.jpg"]), ("main.py", ["--data", "private"])])
+def test_a_folder_that_one_may_not_open_is_one_sentence(script, arguments):
+    """As pathlib tells it before Python 3.14; root, whom CI runs as, may open all."""
+    code = ("import errno, pathlib, runpy, sys; look = pathlib.Path.is_dir\n"
+            "def is_dir(path):\n"
+            "    if 'private' in path.parts:\n"
+            "        raise PermissionError(errno.EACCES, 'Permission denied', str(path))\n"
+            "    return look(path)\n"
+            f"pathlib.Path.is_dir = is_dir; sys.argv[1:] = {arguments}; sys.path.insert(0, ''); "
+            f"runpy.run_path({script!r}, run_name='__main__')")
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert re.fullmatch(r"private(/1.jpg)?: may not be opened by you \(Permission denied\)\. .+\n", ended.stderr)
+
+
 def test_a_model_without_a_limit_says_that_it_calls_nothing_unknown(run, photo, tmp_path, capsys):
     checkpoint.save(tmp_path / "early.pt", checkpoint.load(run / "best.pt") | {"known_limit": 0.0})
     predict.main(Options((photo,), checkpoint=(run / "best.pt", tmp_path / "early.pt")))

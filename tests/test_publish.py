@@ -105,8 +105,8 @@ def test_a_card_that_was_edited_stays(run, tmp_path, capsys):
 def test_the_card_says_where_the_backbone_had_met_the_photos(run):
     saved = checkpoint.load(run / "best.pt")
     card = publish.card(run, saved | {"config": {"weights": str(run / "best.pt")}}, "me/x", "mit", timm_reads=True)
-    assert "photos (not a fair score: the model learnt from these photos, or was chosen by them), sixteen views" in card
-    assert "photos that it did not learn from, sixteen views" in publish.card(run, saved, "me/x", "mit", timm_reads=True)
+    assert "photos (not a fair score: the model learnt from these photos, or was chosen by them), 16 views" in card
+    assert "photos that it did not learn from, 16 views" in publish.card(run, saved, "me/x", "mit", timm_reads=True)
 
 
 def test_the_card_survives_the_names_of_classes(run, tmp_path):

@@ -27,6 +27,7 @@ from files import atomic_file
 from text import as_program
 from tools.export import export
 from trained import load_model
+from views import ANSWER_VIEWS
 
 EXAMPLE = '''\
 import json, sys
@@ -59,7 +60,7 @@ Names what is on a photo: one of {classes}. A {model} at {size} x {size} pixels,
 
 ## How good it is
 
-On {judged} photos {unseen}, sixteen views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
+On {judged} photos {unseen}, {views} views averaged: accuracy **{accuracy:.3f}** (standard error {error:.3f}),
 macro-F1 {macro_f1:.3f}, log loss {loss:.3f}, calibration error {ece:.3f}.
 {since}What was kept, and how sure its answers are, was fitted to the same photos, which flatters a little;
 photos of other people and other places are harder.
@@ -155,6 +156,7 @@ def card(run: Path, saved: dict, repo: str, license: str, timm_reads: bool) -> s
     met = no_score_after(saved["config"]["weights"], photos.path[photos.side == "val"])
     return CARD.format(
         unseen=f"({met})" if met else "that it did not learn from",
+        views=ANSWER_VIEWS,
         license=license, title=repo.split("/")[-1], classes=", ".join(names), model=saved["model"], size=saved["image_size"],
         since="Since then its head has learnt from these photos too. " if saved["refit"] else "", learnt=learnt.sum(),
         dangers=" ".join(dangers), judged=len(labels), **scores,
