@@ -130,6 +130,11 @@ class Config:
                 raise ConfigError(f"--{knob.replace('_', '-')} {getattr(self, knob)}: {remedy}")
 
     @property
+    def first_share(self) -> float:
+        """Of the image size, that training begins with."""
+        return min(self.progressive, self.train_share)
+
+    @property
     def batchnorm_kept(self) -> bool:
         """Random weights have no statistics to keep."""
         return self.keep_batchnorm and self.weights != "none"

@@ -29,34 +29,32 @@ class TrainingError(ValueError):
 
 
 def forward_backward(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, accelerator: Accelerator,
-                     photos: float = 0, accumulate: int = 1) -> torch.Tensor:
+                     share: float = 1.0, accumulate: int = 1) -> torch.Tensor:
     """Gradients of loss_of(logits, targets), a mean over photos; returns this process's share of it, a 0-d tensor on the device.
 
-    photos: in the batch over all processes; 0 = just these images, inf = this process has none, and its image counts nothing.
-    Gradients are averaged over processes, so a share counts by its photos, times the processes. accumulate: parts that the share is cut
-    into, to need less memory.
+    share: how much these images count. Gradients are averaged over processes, so it is the processes times this one's part of the
+    batch's photos: 1 where that is all, 0 where it has none. accumulate: parts that the images are cut into, to need less memory.
     """
-    photos = photos or len(images)
     parts = list(zip(images.chunk(accumulate), targets.chunk(accumulate), strict=True))
     total = torch.zeros((), device=images.device)
     for i, (part, wanted) in enumerate(parts, 1):
         with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(model):
-            loss = loss_of(model(part).float(), wanted) * (len(part) * accelerator.num_processes / photos)
+            loss = loss_of(model(part).float(), wanted) * (share * len(part) / len(images))
             accelerator.backward(loss)
         total += loss.detach()
     return total / accelerator.num_processes
 
 
 def train_step(model, images: torch.Tensor, targets: torch.Tensor, loss_of: Callable, optimizer: SAM, accelerator: Accelerator,
-               clip: float = 0.0, *, photos: float = 0, accumulate: int = 1, sam_whole: bool = False) -> torch.Tensor:
+               clip: float = 0.0, *, share: float = 1.0, accumulate: int = 1, sam_whole: bool = False) -> torch.Tensor:
     """One update on one mixed batch; returns its loss at w (this process's share), a 0-d tensor on the device.
 
     images uint8 or float (B, 3, H, W) in 0..255; targets (B, K), rows sum to 1; loss_of(logits, targets) as in loss.py.
-    clip: largest gradient norm, 0 = any. photos, accumulate: see forward_backward. sam_whole: all processes climb by the whole
+    clip: largest gradient norm, 0 = any. share, accumulate: see forward_backward. sam_whole: all processes climb by the whole
     batch, not each by its own photos.
     """
     def gradients() -> torch.Tensor:
-        return forward_backward(model, images, targets, loss_of, accelerator, photos, accumulate)
+        return forward_backward(model, images, targets, loss_of, accelerator, share, accumulate)
 
     if optimizer.due():
         with contextlib.nullcontext() if sam_whole else accelerator.no_sync(model):
@@ -101,7 +99,7 @@ def train_one_epoch(model, loader: DataLoader, batches: Iterator, labels: torch.
                 mixed = to_device(blank_photo(loader), accelerator).float()
                 targets = torch.zeros(1, num_classes, device=accelerator.device)
             loss = step_in_memory(model, mixed, targets, loss_of, optimizer, accelerator, progress, clip=clip,
-                                  photos=photos if len(index) else float("inf"), sam_whole=sam_whole)
+                                  share=accelerator.num_processes * len(index) / photos, sam_whole=sam_whole)
             if ema:
                 ema.update(accelerator.unwrap_model(model), steps + 1)
             loss = sum_over_processes(loss.item(), accelerator)            # waits for the GPU

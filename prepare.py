@@ -93,7 +93,7 @@ def build_learner(config: Config, weights: str, counts: torch.Tensor, size: int,
     int (K,). size: of the photos, in pixels. Raises ModelError."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(counts), weights, config.cosine, config.directions).to(device)
-    check_sizes(model, size, training_sizes(size, config.progressive, config.train_share))
+    check_sizes(model, size, training_sizes(size, config.first_share, config.train_share))
     freeze(model, config.freeze)
     if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size, device=device))
@@ -182,7 +182,7 @@ def rehearse(model, train_loader: DataLoader, val_loader: DataLoader, labels: to
     sam = " with SAM" * optimizer.due()
     loss = engine.step_in_memory(model, mixed, targets, loss_of, optimizer, accelerator, {"accumulate": config.accumulate},
                                  clip=config.clip, sam_whole=config.sam_whole)
-    tell(f"trained{sam}, loss {loss:.3f}", loss)
+    tell(f"trained{sam}, loss {engine.sum_over_processes(loss.item(), accelerator):.3f}", loss)
     images, _ = batch_of(val_loader)
     tell("validation photos read", images)
     model.eval()

@@ -33,18 +33,16 @@ def side_at(size: int, share: float) -> int:
 
 def training_sizes(size: int, begin: float, end: float) -> list[int]:
     """All that make_sizes will show photos of that size at."""
-    return sorted({*range(side_at(size, min(begin, end)), side_at(size, end), 32), side_at(size, end)})
+    return sorted({*range(side_at(size, begin), side_at(size, end), 32), side_at(size, end)})
 
 
 def make_sizes(begin: float, end: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S to `end` of S, which the last third of training sees.
+    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S to `end`, no less, in the last third of training.
 
     Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
     arXiv 2104.00298). What is cut at random to train on looks larger than what is asked, which an `end` below 1 makes good (FixRes; Touvron
     et al. 2019, arXiv 1906.06423). Resized on the device, so that the loader's work, and what each photo draws, stay as they are.
     """
-    begin = min(begin, end)
-
     def resize(images: torch.Tensor, step: int) -> torch.Tensor:
         side = side_at(images.shape[-1], min(end, begin + (end - begin) * step / max(1, 2 / 3 * steps)))
         return F.interpolate(images.float(), side, mode="bilinear", antialias=True) if side < images.shape[-1] else images

@@ -21,6 +21,11 @@ def test_defaults_are_the_entry_s():
     assert config.mixup > 0
 
 
+@pytest.mark.parametrize(("begin", "end", "first"), [(1.0, 1.0, 1.0), (0.5, 1.0, 0.5), (1.0, 0.7, 0.7), (0.6, 0.8, 0.6)])
+def test_training_begins_no_larger_than_it_ends(begin, end, first):
+    assert Config(progressive=begin, train_share=end).first_share == first
+
+
 @pytest.mark.parametrize(("knob", "value"), [
     ("folds", 1), ("fold", 5), ("fold", -2), ("image_size", 16), ("image_size", LARGEST_PHOTO + 1), ("image_size", -224), ("workers", -2),
     ("cache", -1.0), ("epochs", -1), ("covariance", -1), ("covariance", MOST_DIRECTIONS + 1),

@@ -338,7 +338,7 @@ def test_the_draws_of_each_step_are_its_own():
 def test_who_has_no_photo_of_a_batch_adds_nothing_to_its_gradient(accelerator):
     model = torch.nn.Linear(3, 2)
     engine.forward_backward(model, torch.rand(1, 3), torch.zeros(1, 2), lambda logits, wanted: logits.square().mean(), accelerator,
-                            photos=float("inf"))
+                            share=0.0)
     assert [parameter.grad.abs().max().item() for parameter in model.parameters()] == [0, 0]
 
 
