@@ -46,19 +46,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
         raise CheckpointError("no checkpoint given. Pass best.pt of two runs or more.")
     keep_apart(out, *checkpoints)
     saved = [checkpoint.load(path) for path in checkpoints]
-    for path, other in zip(checkpoints, saved, strict=True):
-        for what in ("model", "cosine", "covariance", "classes", "image_size", "crop"):
-            if other[what] != saved[0][what]:
-                raise CheckpointError(f"{path}: differs from {checkpoints[0]} in its {what}. Average models that differ in weights alone.")
-        if shapes(other["weights"]) != shapes(saved[0]["weights"]):
-            raise CheckpointError(f"{path}: its weights do not fit those of {checkpoints[0]}: one was changed or is broken.")
-        if not same_directions(other["weights"], saved[0]["weights"]):
-            raise CheckpointError(f"{path}: its directions of covariance and those of {checkpoints[0]} were found in different photos, "
-                                  "as folds' are: such heads have no mean. Ask both by predict.py, or train with --covariance 0.")
-    tables = [record.read_photos(run) for run in {path.parent for path in checkpoints} if (run / "photos.csv").is_file()]
-    one_split = all(table[["path", "side"]].equals(tables[0][["path", "side"]]) for table in tables)
-    if len(tables) < len(checkpoints):  # some lie without their run, or together
-        one_split &= len({tuple(other["config"][knob] for knob in ("data", "folds", "fold", "seed")) for other in saved}) == 1
+    check_alike(checkpoints, saved)
+    one_split = of_one_split(checkpoints, saved)
     if greedy and not one_split:
         raise CheckpointError("--greedy: the runs have other splits, so that each photo was learnt from by one of them. Leave it out.")
     first, accelerator = saved[0], make_accelerator()[0]
@@ -116,6 +105,29 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     trusted = {name: learnt[name] for name in ("temperature", "known_limit")}
     checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit([saved[k] for k in chosen]), **trusted})
     print(f"{out}: accuracy {score:.4f}, the mean of {' '.join(str(checkpoints[k]) for k in chosen)}")
+
+
+def check_alike(paths: Sequence[Path], saved: Sequence[dict]) -> None:
+    """Raises CheckpointError where one differs from the first in more than its weights, or these have no mean."""
+    first, *others = zip(paths, saved, strict=True)
+    for path, other in others:
+        for what in ("model", "cosine", "covariance", "classes", "image_size", "crop"):
+            if other[what] != first[1][what]:
+                raise CheckpointError(f"{path}: differs from {first[0]} in its {what}. Average models that differ in weights alone.")
+        if shapes(other["weights"]) != shapes(first[1]["weights"]):
+            raise CheckpointError(f"{path}: its weights do not fit those of {first[0]}: one was changed or is broken.")
+        if not same_directions(other["weights"], first[1]["weights"]):
+            raise CheckpointError(f"{path}: its directions of covariance and those of {first[0]} were found in different photos, "
+                                  "as folds' are: such heads have no mean. Ask both by predict.py, or train with --covariance 0.")
+
+
+def of_one_split(paths: Sequence[Path], saved: Sequence[dict]) -> bool:
+    """Whether all learnt from the same photos: else each photo was learnt from by one of them, and none is left to judge their mean by."""
+    tables = [record.read_photos(run) for run in {path.parent for path in paths} if (run / "photos.csv").is_file()]
+    same = all(table[["path", "side"]].equals(tables[0][["path", "side"]]) for table in tables)
+    if len(tables) < len(paths):  # some lie without their run, or together
+        same &= len({tuple(other["config"][knob] for knob in ("data", "folds", "fold", "seed")) for other in saved}) == 1
+    return same
 
 
 def same_directions(weights: dict[str, torch.Tensor], others: dict[str, torch.Tensor]) -> bool:
