@@ -3,8 +3,8 @@
     python -m benchmarks accuracy --data FOLDER     # class folders; half an hour on two cores
 
 All on our grouped split, with the same backbone, size, batch and number of epochs. Ours: the whole of `python main.py` with the laptop's
-flags of the README, from looking at the photos on; its accuracy on the way is of one view, as theirs, in the end of 8, as predict.py
-asks. Theirs: training alone.
+flags of the README, from looking at the photos on; its accuracy on the way is of one view, as theirs, in the end of as many as
+predict.py asks. Theirs: training alone.
 """
 
 import functools
