@@ -37,7 +37,7 @@ def training_sizes(size: int, begin: float, end: float) -> list[int]:
 
 
 def make_sizes(begin: float, end: float, steps: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S to `end`, no less, in the last third of training.
+    """A function (images (B, 3, S, S), step) → the same, smaller: from `begin` of S to `end` of S, no less, in the last third of training.
 
     Small photos cost less, and the strength of what is learnt from them carries over (progressive resizing; Tan and Le 2021,
     arXiv 2104.00298). What is cut at random to train on looks larger than what is asked, which an `end` below 1 makes good (FixRes; Touvron

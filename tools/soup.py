@@ -109,15 +109,15 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
 
 def check_alike(paths: Sequence[Path], saved: Sequence[dict]) -> None:
     """Raises CheckpointError where one differs from the first in more than its weights, or these have no mean."""
-    first, *others = zip(paths, saved, strict=True)
+    (origin, first), *others = zip(paths, saved, strict=True)
     for path, other in others:
         for what in ("model", "cosine", "covariance", "classes", "image_size", "crop"):
-            if other[what] != first[1][what]:
-                raise CheckpointError(f"{path}: differs from {first[0]} in its {what}. Average models that differ in weights alone.")
-        if shapes(other["weights"]) != shapes(first[1]["weights"]):
-            raise CheckpointError(f"{path}: its weights do not fit those of {first[0]}: one was changed or is broken.")
-        if not same_directions(other["weights"], first[1]["weights"]):
-            raise CheckpointError(f"{path}: its directions of covariance and those of {first[0]} were found in different photos, "
+            if other[what] != first[what]:
+                raise CheckpointError(f"{path}: differs from {origin} in its {what}. Average models that differ in weights alone.")
+        if shapes(other["weights"]) != shapes(first["weights"]):
+            raise CheckpointError(f"{path}: its weights do not fit those of {origin}: one was changed or is broken.")
+        if not same_directions(other["weights"], first["weights"]):
+            raise CheckpointError(f"{path}: its directions of covariance and those of {origin} were found in different photos, "
                                   "as folds' are: such heads have no mean. Ask both by predict.py, or train with --covariance 0.")
 
 
