@@ -130,9 +130,9 @@ class Config:
                 raise ConfigError(f"--{knob.replace('_', '-')} {getattr(self, knob)}: {remedy}")
 
     @property
-    def first_share(self) -> float:
-        """Of the image size, that training begins with."""
-        return min(self.progressive, self.train_share)
+    def size_shares(self) -> tuple[float, float]:
+        """Of the image size: what training begins with, and what it ends with."""
+        return min(self.progressive, self.train_share), self.train_share
 
     @property
     def batchnorm_kept(self) -> bool:

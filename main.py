@@ -51,7 +51,7 @@ def train(config: Config) -> Path:
     given, saved = config, last_of(config.resume) if config.resume else None
     if saved:
         config = resumed(given, saved)
-    size, crop = input_size(config.model, config.image_size, config.first_share < 1)
+    size, crop = input_size(config.model, config.image_size, config.size_shares[0] < 1)
     weights = "none" if saved else config.weights
     check_weights(weights)
     if config.deterministic:
@@ -104,7 +104,7 @@ def train(config: Config) -> Path:
     steps = config.epochs * epoch_steps
     optimizer = SAM(sgd, config.rho, config.asam, config.sam_every, round(config.sam_start * steps))
     schedule = make_schedule(config.schedule, sgd, steps, config.warmup)
-    resize = make_sizes(config.first_share, config.train_share, steps)
+    resize = make_sizes(*config.size_shares, steps)
 
     # Where the run stands, and who judges it.
     progress = {"epoch": 0, **engine.EPOCH_START, "minutes": 0.0, "accumulate": config.accumulate}

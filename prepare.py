@@ -93,7 +93,7 @@ def build_learner(config: Config, weights: str, counts: torch.Tensor, size: int,
     int (K,). size: of the photos, in pixels. Raises ModelError."""
     torch.manual_seed(config.seed)
     model = build_model(config.model, len(counts), weights, config.cosine, config.directions).to(device)
-    check_sizes(model, size, training_sizes(size, config.first_share, config.train_share))
+    check_sizes(model, size, training_sizes(size, *config.size_shares))
     freeze(model, config.freeze)
     if config.batchnorm_kept:
         fold_batchnorm(model, torch.zeros(1, 3, size, size, device=device))

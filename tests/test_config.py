@@ -23,7 +23,7 @@ def test_defaults_are_the_entry_s():
 
 @pytest.mark.parametrize(("begin", "end", "first"), [(1.0, 1.0, 1.0), (0.5, 1.0, 0.5), (1.0, 0.7, 0.7), (0.6, 0.8, 0.6)])
 def test_training_begins_no_larger_than_it_ends(begin, end, first):
-    assert Config(progressive=begin, train_share=end).first_share == first
+    assert Config(progressive=begin, train_share=end).size_shares == (first, end)
 
 
 @pytest.mark.parametrize(("knob", "value"), [
