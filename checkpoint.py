@@ -11,10 +11,11 @@ from config import LARGEST_PHOTO, LARGEST_SCALE, MOST_DIRECTIONS
 from files import atomic_file
 from text import is_name
 from trust import DANGERS
+from views import VIEWS
 
 FORMAT = 1
 CENTRES = 8  # clusters of a class's training photos, that say what is known (known.Known)
-NEEDED = {"format", "model", "classes", "image_size", "crop", "temperature", "known_limit", "notes", "config", "weights"}
+NEEDED = {"format", "model", "classes", "image_size", "crop", "temperatures", "known_limits", "notes", "config", "weights"}
 # All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
 
@@ -62,6 +63,9 @@ def load(path: Path) -> dict:
         cosine = 30.0 if checkpoint.get("head") == "cosine" else 0.0
         for name, before in (("covariance", 0), ("refit", {}), ("cosine", cosine)):  # a run of before there was any
             checkpoint.setdefault(name, before)
+        for name in ("temperature", "known_limit"):  # of before each number of views had its own
+            if name in checkpoint:
+                checkpoint[f"{name}s"] = [checkpoint.pop(name)] * len(VIEWS)
         if isinstance(checkpoint.get("config"), dict):
             checkpoint["config"].setdefault("augment", 0.5)  # what all had before it was a knob
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
@@ -134,18 +138,25 @@ def shapes(weights: dict) -> dict:
 
 
 def implausible(answering: dict) -> str:
-    """What of classes, image_size, crop, temperature, known_limit and notes is not as this program writes it; "" if nothing."""
+    """What of classes, image_size, crop, temperatures, known_limits and notes is not as this program writes it; "" if nothing."""
     classes, size, notes = (answering[name] for name in ("classes", "image_size", "notes"))
     if not (isinstance(classes, list) and classes and all(isinstance(c, str) and is_name(c) for c in classes)
             and len(set(classes)) == len(classes)):
         return "classes are not a list of names"
     if not (isinstance(size, int) and 1 <= size <= LARGEST_PHOTO):
         return f"image_size is not 1 to {LARGEST_PHOTO} pixels"
-    for name, low, high in (("crop", 0.1, 1), ("temperature", 1e-3, 1e3), ("known_limit", 0, 1)):
-        if not (isinstance(answering[name], (int, float)) and low <= answering[name] <= high):
-            return f"{name} is not a number from {low} to {high}"
+    if not _between(answering["crop"], 0.1, 1):
+        return "crop is not a number from 0.1 to 1"
+    for name, low, high in (("temperatures", 1e-3, 1e3), ("known_limits", 0, 1)):
+        if not (isinstance(answering[name], list) and len(answering[name]) == len(VIEWS)
+                and all(_between(one, low, high) for one in answering[name])):
+            return f"{name} are not {len(VIEWS)} numbers from {low} to {high}"
     if not (isinstance(notes, dict) and set(notes) <= set(classes) and all(
             isinstance(note, dict) and note.get("danger") in DANGERS and isinstance(note.get("note"), str) and note["note"].isprintable()
             for note in notes.values())):
         return "notes are not warnings of its classes"
     return ""
+
+
+def _between(number, low: float, high: float) -> bool:
+    return isinstance(number, (int, float)) and low <= number <= high

@@ -21,9 +21,9 @@ try:
 except ImportError as error:
     raise CheckpointError(f"an exported model needs onnxruntime ({error}). Run pip install onnxruntime, or ask a best.pt.") from error
 
-FORMAT = 1  # of the properties that tools/export.py writes beside the network
+FORMAT = 2  # of the properties that tools/export.py writes beside the network
 QUEUED = 500  # photos at a time: each that waits takes 2 KB
-PROPERTIES = ("format", "classes", "image_size", "crop", "temperature", "known_limit", "notes")
+PROPERTIES = ("format", "classes", "image_size", "crop", "temperatures", "known_limits", "notes")
 
 
 class Exported:
@@ -39,8 +39,8 @@ class Exported:
         self.path, self.session = path, _open(path, threads=cores if self.workers <= 1 else 1)
         properties = _properties(path, self.session)
         self.classes: list[str] = properties["classes"]
-        self.temperature, size, crop = properties["temperature"], properties["image_size"], properties["crop"]
-        self.limit, self.notes = properties["known_limit"], properties["notes"]
+        size, crop, self.notes = properties["image_size"], properties["crop"], properties["notes"]
+        self.temperature, self.limit = properties["temperatures"][tta - 1], properties["known_limits"][tta - 1]
         self.views = FixedViews(size, crop, tta)
         self.together = tta if self.workers <= 1 else 2  # views: what two make stays in a core's cache, by which it is 4 % faster
 
@@ -94,15 +94,16 @@ def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:
     foreign = CheckpointError(f"{path}: not a model that this program exported. Make one with `python -m tools.export RUN`.")
     try:
         written = session.get_modelmeta().custom_metadata_map
+        if (version := json.loads(written["format"])) != FORMAT:
+            foreign = CheckpointError(f"{path}: has format {version}, this program reads format {FORMAT}. Make it anew with "
+                                      "`python -m tools.export RUN`, or use the version that wrote it.")
         found = {key: json.loads(written[key]) for key in PROPERTIES}
-        version, classes, size = found["format"], found["classes"], found["image_size"]
+        classes, size = found["classes"], found["image_size"]
         (images,), (logits, known) = session.get_inputs(), session.get_outputs()
         fits = (images.name, images.type, images.shape[1:], logits.type, logits.shape[1:], known.type, known.shape[1:]) == (
             "images", "tensor(uint8)", [3, size, size], "tensor(float)", [len(classes)], "tensor(float)", [])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise foreign from error
-    if version != FORMAT:
-        raise CheckpointError(f"{path}: has format {version}, this program reads format {FORMAT}. Use the version that wrote it.")
-    if not fits or implausible(found):
+    if version != FORMAT or not fits or implausible(found):
         raise foreign
     return found

@@ -207,12 +207,13 @@ def class_centres(features: np.ndarray, labels: np.ndarray, classes: int) -> np.
 
 @torch.inference_mode()
 def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val_loader: DataLoader, val_labels: torch.Tensor,
-                accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict[str, float]]:
-    """After training: fit model.known to the training photos; from the validation photos the temperature and the limit of `known`.
+                accelerator: Accelerator, tick: Callable[[int], None] = lambda photos: None) -> tuple[np.ndarray, dict]:
+    """After training: fit model.known to the training photos; from the validation photos the temperatures and the limits of `known`.
 
     Loaders show photos as predict.py sees them, those of many training photos in random order (as for fit_heads); labels int64 by index
-    of photo. Returns engine.predict's answers to the validation photos at that temperature, float (N, K), NaN where there is none; and
-    "temperature", "known_limit" for the checkpoint, with the calibration error: "ece" before, "ece_calibrated" after, "ece_chance" at best.
+    of photo. Returns engine.predict's answers to the validation photos by all views that val_loader shows, V, at their temperature, float
+    (N, K), NaN where there is none; and for the checkpoint "temperatures" and "known_limits", [n - 1] for answers by the first n of the V,
+    with the calibration error of those by all: "ece" before, "ece_calibrated" after, "ece_chance" at best.
     """
     known, device = model.known, accelerator.device
     index, features = gathered(some_features(model, train_loader, train_labels, HEAD_ROWS, accelerator, tick))
@@ -231,12 +232,13 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     logits, signs = torch.from_numpy(rows).tensor_split((-2,), 1)
     known.set_scale(signs.to(device))
     as_in_main(known.buffers())
-    scores = known.score(signs.to(device)).view(-1, views).mean(1).cpu().numpy()
+    scores = known.score(signs.to(device)).view(-1, views).cpu().numpy()
     probs, truth = logits.softmax(1).view(len(photos), views, -1).numpy(), val_labels[photos].numpy()
-    plain = probs.mean(1)
-    temperature = trust.fit_temperature(plain, truth)
-    calibrated = trust.at_temperature(plain, temperature)
+    by_few = [probs[:, :few].mean(1) for few in range(1, views + 1)]
+    temperatures = [trust.fit_temperature(mean, truth) for mean in by_few]
+    limits = [trust.known_limit(scores[:, :few].mean(1)) for few in range(1, views + 1)]
+    plain, calibrated = by_few[-1], trust.at_temperature(by_few[-1], temperatures[-1])
     answers = np.full((len(val_labels), probs.shape[2]), np.nan, np.float32)
     answers[photos] = calibrated
-    return answers, {"temperature": temperature, "known_limit": trust.known_limit(scores), "ece": metrics.calibration_error(plain, truth),
+    return answers, {"temperatures": temperatures, "known_limits": limits, "ece": metrics.calibration_error(plain, truth),
                      "ece_calibrated": metrics.calibration_error(calibrated, truth), "ece_chance": metrics.chance_error(calibrated)}

@@ -115,15 +115,16 @@ class Judge:
             one_view = self.loader_of("train", FixedViews(size, crop), config.seed)
             answers, trusted = fitting.learn_trust(run.judged, one_view, labels["train"], answer_loader, labels["val"], accelerator,
                                                    bar.update)
+        temperature = trusted["temperatures"][ANSWER_VIEWS - 1]
         scores = {f"val_{name}": score for name, score in self.scores(answers, "val").items()}
         scores |= {"val_ece": trusted["ece"], "val_ece_calibrated": trusted["ece_calibrated"]}
         if accelerator.is_main_process:
             checkpoint.save(run.folder / "best.pt", winner | {
-                "weights": run.judged.state_dict(), "temperature": trusted["temperature"], "known_limit": trusted["known_limit"],
-                "kept": chosen})
+                "weights": run.judged.state_dict(), "temperatures": trusted["temperatures"],
+                "known_limits": trusted["known_limits"], "kept": chosen})
         if len(labels["test"]):
             add_to_head(run.judged, run.refit)
-            tested = self.scores_on(self.loader_of("test", answer_views), "test", trusted["temperature"])
+            tested = self.scores_on(self.loader_of("test", answer_views), "test", temperature)
             scores |= {f"test_{name}": score for name, score in tested.items()}
             self.say(f"on the test photos: accuracy {tested['accuracy']:.4f}, macro-F1 {tested['macro_f1']:.4f}")
         if accelerator.is_main_process:
@@ -132,7 +133,7 @@ class Judge:
                 record.add_experiment(run.folder, config.to_dict(), {k: f"{v:.4f}" for k, v in scores.items()}, run.progress["minutes"])
             except WriteError as error:
                 tell(sentence(error))  # the run is whole without its row
-        self.say(f"calibration error {trusted['ece']:.3f}; at temperature {trusted['temperature']:.2f}, {trusted['ece_calibrated']:.3f}, "
+        self.say(f"calibration error {trusted['ece']:.3f}; at temperature {temperature:.2f}, {trusted['ece_calibrated']:.3f}, "
                  f"where chance alone makes {trusted['ece_chance']:.3f} on as many photos")
         met = no_score_after(config.weights, table.path[table.side == "val"])
         unseen = f"({met})" if met else "it did not learn from"

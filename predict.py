@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Options:
     photos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # photos, folders (to any depth), a CSV image[,label]; - = paths from stdin
     checkpoint: tuple[Path, ...] = ()  # one or many best.pt, .onnx or run folders (all folds), averaged; none = the newest under runs/
-    tta: int = ANSWER_VIEWS  # views of each photo, averaged: 1 to 16, to which the temperature was fitted; 8 = twice as fast
+    tta: int = ANSWER_VIEWS  # views of each photo, averaged: 1 to 16; 8 = twice as fast
     tta_random: bool = False  # the views are random training augmentations instead, the entry's way
     csv: Path | None = None  # write image,label,prob,known,unknown,deadly and a column of probability for each class here
     explain: Path | None = None  # draw the answers here (.png), with heat maps of what spoke for them; of many photos the first 60

@@ -16,6 +16,7 @@ import checkpoint
 import record
 from config import Config, ConfigError
 from sam import SAM
+from views import VIEWS
 
 NOT_OURS = "does not fit its own settings and photos: it was changed or is broken. Start a new run."
 
@@ -80,8 +81,8 @@ class Run:
     def save(self, name: str, **more) -> None:
         if self.accelerator.is_main_process:
             checkpoint.save(self.folder / name, self.about | {
-                "temperature": 1.0, "known_limit": 0.0, "weights": self.judged.state_dict(), "refit": self.refit,
-                "history": self.history, **more})
+                "temperatures": [1.0] * len(VIEWS), "known_limits": [0.0] * len(VIEWS), "history": self.history,
+                "weights": self.judged.state_dict(), "refit": self.refit, **more})
 
     def save_last(self) -> None:
         scaler = self.accelerator.scaler

@@ -33,8 +33,8 @@ class Trained:
         size, crop = saved["image_size"], saved["crop"]
         self.views = RandomViews(size, tta, saved["config"]["augment"]) if tta_random else FixedViews(size, crop, tta)
         self.accelerator, _ = make_accelerator()
-        self.temperature, self.batch, self.workers = saved["temperature"], batch, workers
-        self.limit, self.notes = saved["known_limit"], saved["notes"]
+        self.temperature, self.limit = saved["temperatures"][tta - 1], saved["known_limits"][tta - 1]
+        self.notes, self.batch, self.workers = saved["notes"], batch, workers
         with enough_memory(self.accelerator.device):
             self.model = model.to(self.accelerator.device)
             fold_batchnorm(self.model, torch.zeros(1, 3, size, size, device=self.accelerator.device))

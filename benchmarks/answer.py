@@ -19,14 +19,15 @@ def a_run(folder: Path, model: str = MODEL, size: int = 224, weights: str = "aut
     from config import Config
     from model import build_model, input_size
     from tools.export import export
+    from views import VIEWS
     torch.manual_seed(0)
     network = build_model(model, 9, weights, covariance=Config.covariance)
     for weight in (network.head.weight, *(stage.W for stage in network.covariances)):
         torch.nn.init.normal_(weight, std=0.1)  # answers that differ
     checkpoint.save(folder / "best.pt", {
         "model": model, "cosine": 0.0, "covariance": Config.covariance, "classes": list("ABCDEFGHI"), "image_size": size,
-        "crop": input_size(model)[1], "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": Config().to_dict(),
-        "weights": network.state_dict()})
+        "crop": input_size(model)[1], "temperatures": [1.0] * len(VIEWS), "known_limits": [0.0] * len(VIEWS), "notes": {},
+        "config": Config().to_dict(), "weights": network.state_dict()})
     export(folder)
     return folder
 

@@ -60,8 +60,9 @@ def save_random_model(path: Path, classes: list[str], notes: dict, name: str = S
         torch.nn.init.normal_(stage.W)
     torch.nn.init.normal_(model.head.weight, std=30.0)
     checkpoint.save(path, {
-        "model": name, "cosine": 0.0, "covariance": covariance, "classes": classes, "image_size": 64, "crop": 0.9, "temperature": 1.7,
-        "known_limit": 0.4, "notes": notes, "config": Config().to_dict(), "weights": model.state_dict()})
+        "model": name, "cosine": 0.0, "covariance": covariance, "classes": classes, "image_size": 64, "crop": 0.9,
+        "temperatures": np.linspace(1.7, 1.2, 16).tolist(), "known_limits": np.linspace(0.4, 0.5, 16).tolist(), "notes": notes,
+        "config": Config().to_dict(), "weights": model.state_dict()})
 
 
 def make_photos(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:

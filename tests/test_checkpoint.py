@@ -14,8 +14,9 @@ from checkpoint import CheckpointError, load, read_archive, save
 from files import WriteError
 from tools.bad_input import Call
 
-WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperature": 1.0, "known_limit": 0.0, "notes": {},
-         "config": {"augment": 0.5}, "cosine": 0.0, "covariance": 0, "refit": {}, "weights": {"w": torch.ones(3)}}
+WHOLE = {"model": "m", "classes": ["a", "b"], "image_size": 32, "crop": 1.0, "temperatures": [1.0] * 16,
+         "known_limits": [0.0] * 16, "notes": {}, "config": {"augment": 0.5}, "cosine": 0.0, "covariance": 0, "refit": {},
+         "weights": {"w": torch.ones(3)}}
 
 
 def test_what_was_saved_loads(tmp_path):
@@ -27,10 +28,11 @@ def test_what_was_saved_loads(tmp_path):
 
 
 def test_what_a_run_of_before_lacks_is_as_it_was(tmp_path):
-    before = {name: value for name, value in WHOLE.items() if name not in ("covariance", "refit", "cosine")}
-    save(tmp_path / "best.pt", before | {"config": {}})
+    before = {name: value for name, value in WHOLE.items() if name not in ("covariance", "refit", "cosine", "temperatures", "known_limits")}
+    save(tmp_path / "best.pt", before | {"config": {}, "temperature": 1.2, "known_limit": 0.3})
     old = load(tmp_path / "best.pt")
     assert (old["covariance"], old["refit"], old["cosine"], old["config"]) == (0, {}, 0, {"augment": 0.5})
+    assert (old["temperatures"], old["known_limits"]) == ([1.2] * 16, [0.3] * 16)
     save(tmp_path / "best.pt", {name: value for name, value in WHOLE.items() if name != "cosine"} | {"head": "cosine"})
     assert load(tmp_path / "best.pt")["cosine"] == 30
 

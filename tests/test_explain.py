@@ -21,7 +21,8 @@ def saved(path, model: str, size: int):
     torch.manual_seed(0)
     weights = build_model(model, 3, "none").state_dict()
     checkpoint.save(path, {"model": model, "cosine": 0.0, "classes": ["a", "b", "c"], "image_size": size, "crop": 1.0,
-                           "temperature": 1.0, "known_limit": 0.0, "notes": {}, "config": {"augment": 0.5}, "weights": weights})
+                           "temperatures": [1.0] * 16, "known_limits": [0.0] * 16, "notes": {}, "config": {"augment": 0.5},
+                           "weights": weights})
     return path
 
 

@@ -50,7 +50,7 @@ def test_the_exported_model_agrees_with_the_checkpoint(run, paths, tta):
     known, same = one.answers(paths)[1], other.answers(paths)[1]
     assert np.abs(known - same).max() < 1e-4
     assert known.std() > 1e-3
-    assert one.limit == other.limit == 0.4
+    assert one.limit == other.limit == checkpoint.load(run / "best.pt")["known_limits"][tta - 1]
     assert list(Predictor(run / "best.onnx")(paths[0])) == list(Predictor(run / "best.pt")(paths[0]))
 
 
@@ -154,8 +154,8 @@ def with_weights_elsewhere(place):
     (with_property("image_size", "1000000"), "not a model that this program exported"),
     (with_property("crop", "0"), "not a model that this program exported"),
     (with_property("crop", '"all"'), "not a model that this program exported"),
-    (with_property("temperature", "NaN"), "not a model that this program exported"),
-    (with_property("format", "99"), "has format 99, this program reads format 1"),
+    (with_property("temperatures", "NaN"), "not a model that this program exported"),
+    (with_property("format", "99"), "has format 99, this program reads format 2. Make it anew"),
     (with_weights_elsewhere("../secret.bin"), "wants weights from a file outside its folder"),
     (with_weights_elsewhere(str(ROOT / "LICENSE")), "wants weights from a file outside its folder")])
 def test_a_foreign_or_hostile_file_is_refused_in_one_sentence(run, tmp_path, change, message):

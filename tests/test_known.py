@@ -47,6 +47,20 @@ def learnt(drawn, accelerator):
     return model, loader, *fitting.learn_trust(model, loader, labels, loader, labels, accelerator)
 
 
+def test_each_number_of_views_has_the_temperature_and_limit_of_its_own_answers(learnt, accelerator, drawn):
+    model, labels = copy.deepcopy(learnt[0]), torch.arange(60) // 12
+    paths = [str(path) for folder in sorted(drawn.iterdir())[:5] for path in sorted(folder.glob("*.jpg"))]
+    train_loader = loader_of(paths, 16)
+
+    def trusted(views: int) -> dict:
+        return fitting.learn_trust(model, train_loader, labels, loader_of(paths, 16, views=views), labels, accelerator)[1]
+
+    of_four, of_two = trusted(4), trusted(2)
+    assert of_four["temperatures"][:2] == pytest.approx(of_two["temperatures"], rel=1e-3)
+    assert len(set(of_four["temperatures"])) == len(set(of_four["known_limits"])) == 4
+    assert all(0 < limit < 1 for limit in of_four["known_limits"])
+
+
 def test_the_centres_are_those_of_each_class_s_photos(learnt):
     model, loader, *_ = learnt
     with torch.inference_mode():
@@ -88,13 +102,13 @@ def test_a_checkpoint_of_before_there_were_several_centres_answers_as_it_did(run
 
 def test_the_limit_calls_one_photo_in_twenty_unknown(learnt, accelerator):
     model, loader, answers, trust = learnt
-    probs, known, errors = engine.predict(model, loader, 5, accelerator, trust["temperature"])
+    probs, known, errors = engine.predict(model, loader, 5, accelerator, trust["temperatures"][-1])
     assert not errors
     assert ((known > 0) & (known < 1)).all()
-    assert (known < trust["known_limit"]).sum() == 3
-    assert 0.1 <= trust["temperature"] <= 10
+    assert (known < trust["known_limits"][-1]).sum() == 3
+    assert 0.1 <= min(trust["temperatures"]) <= max(trust["temperatures"]) <= 10
     assert trust["ece"] >= 0
-    np.testing.assert_allclose(probs, engine.predict_probs(model, loader, 5, accelerator, trust["temperature"])[0])
+    np.testing.assert_allclose(probs, engine.predict_probs(model, loader, 5, accelerator, trust["temperatures"][-1])[0])
     np.testing.assert_allclose(answers, probs, atol=1e-4)  # what was judged is what will be answered
 
 

@@ -47,7 +47,7 @@ from run import check_settings, resumed
 from tools import export, soup
 from trained import load_model
 from transforms import RandomViews
-from views import ANSWER_VIEWS, FixedViews
+from views import ANSWER_VIEWS, VIEWS, FixedViews
 from wise import SHARES
 
 
@@ -101,9 +101,9 @@ def test_a_training_leaves_what_it_promises(small_config, tmp_path, capsys):
     assert "optimizer" not in best
     last = checkpoint.load(run / "last.pt")
     assert not torch.equal(last["weights"]["head.weight"], last["learner"]["head.weight"])  # what is judged is the moving average
-    assert best["temperature"] != 1
+    assert len(set(best["temperatures"])) == len(VIEWS)
     assert f"best: {best['kept']};" in printed
-    assert 0 < best["known_limit"] < 1
+    assert all(0 < limit < 1 for limit in best["known_limits"])
     assert set(best["notes"]) >= {"Amanita", "Cortinarius"}
     _, probs, truth = record.read_answers(run / "val.csv")
     expected = metrics.scores(probs, truth) | {"ece_calibrated": metrics.calibration_error(probs, truth)}
@@ -163,7 +163,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_as_if_never_stopped(small_
     assert one["refit"]
     assert checkpoint.load(run / "last.pt")["refit"]  # for a better epoch yet to come
     assert all(torch.equal(one["refit"][name], tensor) for name, tensor in other["refit"].items())
-    assert [one[name] == other[name] for name in ("temperature", "known_limit", "kept")] == [True] * 3
+    assert [one[name] == other[name] for name in ("temperatures", "known_limits", "kept")] == [True] * 3
     assert (run / "val.csv").read_bytes() == (reference / "val.csv").read_bytes()
     keep = ["epoch", "lr", "train_loss", "val_loss", "val_accuracy"]
     pd.testing.assert_frame_equal(pd.read_csv(run / "log.csv")[keep], pd.read_csv(reference / "log.csv")[keep])
@@ -519,7 +519,7 @@ def test_a_record_that_cannot_be_written_is_told_and_the_run_is_whole(small_conf
     monkeypatch.setattr(record, "EXPERIMENTS", tmp_path / "file" / "experiments.csv")
     run = main.train(dataclasses.replace(small_config, epochs=1))
     assert re.search(f"experiments.csv: cannot be written to .*main.py --resume {run}` adds the row", capsys.readouterr().out)
-    assert checkpoint.load(run / "best.pt")["known_limit"] > 0
+    assert checkpoint.load(run / "best.pt")["known_limits"][0] > 0
 
 
 def test_the_answers_in_val_csv_are_those_of_predict(small_config, drawn, tmp_path):

@@ -21,6 +21,7 @@ from files import WriteError
 from photos import DataError
 from predict import Options, Predictor
 from text import as_program, sentence
+from tools import export
 
 
 @pytest.fixture
@@ -69,7 +70,7 @@ def test_a_folder_of_class_folders_is_scored_and_written(run, drawn, tmp_path, c
     assert len(table) == 108
     assert np.allclose(table[classes].sum(axis=1), 1, atol=1e-4)
     assert (table.label == table[classes].idxmax(axis=1)).all()
-    limit = checkpoint.load(run / "best.pt")["known_limit"]
+    limit = checkpoint.load(run / "best.pt")["known_limits"][-1]
     assert ((table.known < limit) == (table.unknown == "yes")).all()
     assert table.known.between(0, 1).all()
     np.testing.assert_allclose(table.deadly, table[["Amanita", "Boletus", "Cortinarius", "Entoloma", "Russula"]].sum(axis=1), atol=1e-5)
@@ -192,7 +193,7 @@ def test_its_own_answers_are_no_truth_to_be_scored_by(run, drawn, tmp_path, monk
 
 def test_a_photo_of_something_else_is_unknown_but_keeps_its_likeliest_class(run, photo, tmp_path, capsys):
     saved = checkpoint.load(run / "best.pt")
-    checkpoint.save(tmp_path / "strict.pt", saved | {"known_limit": 1.0})
+    checkpoint.save(tmp_path / "strict.pt", saved | {"known_limits": [1.0] * 16})
     assert predict.main(Options((photo,), checkpoint=(tmp_path / "strict.pt",), csv=tmp_path / "out.csv")) == 0
     row = pd.read_csv(tmp_path / "out.csv").iloc[0]
     assert row.unknown == "yes"
@@ -294,7 +295,7 @@ def test_a_folder_that_one_may_not_open_is_one_sentence(script, arguments):
 
 
 def test_a_model_without_a_limit_says_that_it_calls_nothing_unknown(run, photo, tmp_path, capsys):
-    checkpoint.save(tmp_path / "early.pt", checkpoint.load(run / "best.pt") | {"known_limit": 0.0})
+    checkpoint.save(tmp_path / "early.pt", checkpoint.load(run / "best.pt") | {"known_limits": [0.0] * 16})
     predict.main(Options((photo,), checkpoint=(run / "best.pt", tmp_path / "early.pt")))
     told = f"{tmp_path / 'early.pt'}: nothing is called unknown: that limit is fitted last, into best.pt, when training ends"
     assert capsys.readouterr().err.splitlines() == [told]
@@ -320,11 +321,24 @@ def test_a_reader_that_has_seen_enough_is_no_error_on_the_screen(run, drawn):
         assert asked.wait() == 1
 
 
+def test_few_views_are_answered_at_their_own_temperature_and_limit(run, photo, tmp_path):
+    saved = {k: v for k, v in checkpoint.load(run / "best.pt").items() if k != "format"}
+    checkpoint.save(tmp_path / "best.pt", saved | {
+        "temperatures": [1.0, 1.0, 5.0, *[1.0] * 13], "known_limits": [0.1, 0.2, 0.3, *[0.4] * 13]})
+    checkpoint.save(tmp_path / "warm.pt", saved | {"temperatures": [5.0] * 16})
+    export.export(tmp_path)
+    for file in ("best.pt", "best.onnx"):
+        asked = Predictor(tmp_path / file, tta=3)
+        assert asked(photo) == pytest.approx(Predictor(tmp_path / "warm.pt", tta=3)(photo), abs=1e-4)
+        assert asked(photo) != pytest.approx(Predictor(run / "best.pt", tta=3)(photo), abs=1e-2)
+        assert asked.limit == 0.3
+
+
 def test_a_folder_of_folds_answers_with_all_of_them(run, photo, tmp_path):
     saved = {k: v for k, v in checkpoint.load(run / "best.pt").items() if k != "format"}
     for fold, temperature in enumerate((0.5, 2.0)):
         (tmp_path / f"fold{fold}").mkdir()
-        checkpoint.save(tmp_path / f"fold{fold}/best.pt", saved | {"temperature": temperature})
+        checkpoint.save(tmp_path / f"fold{fold}/best.pt", saved | {"temperatures": [temperature] * 16})
     each = [Predictor(tmp_path / f"fold{fold}/best.pt")(photo) for fold in range(2)]
     with pytest.raises(ValueError, match="not all of its folds are trained. Go on by the command that began it, or pass one: .*fold0"):
         Predictor(tmp_path)

@@ -51,7 +51,7 @@ def test_timm_reads_the_published_weights_and_answers_as_the_checkpoint(run, pub
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.inference_mode():
         theirs = network((images / 255 - mean) / std).softmax(1)
-        ours = (model(images) / saved["temperature"]).softmax(1)
+        ours = (model(images) / saved["temperatures"][0]).softmax(1)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     assert ours.std(0).max() > 0.01  # it is no constant
 
@@ -70,7 +70,7 @@ def test_the_example_of_the_card_runs_without_torch_and_answers_as_predict(publi
 
 def test_the_example_of_the_card_bears_large_logits(published):
     code = (published / "README.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
-    found = {"np": np, "logits": np.float32([[30, 20, -30]]), "about": {"temperature": 0.1}}
+    found = {"np": np, "logits": np.float32([[30, 20, -30]]), "about": {"temperatures": [0.1]}}
     exec("\n".join(line for line in code.splitlines() if line.startswith(("logits = ", "probs = "))), found)
     np.testing.assert_allclose(found["probs"], [1, 0, 0], atol=1e-6)
 
@@ -148,7 +148,7 @@ def test_a_classifier_that_is_a_convolution_takes_our_head_and_another_kind_is_t
         else:
             images = torch.rand(1, 3, 64, 64)
             with torch.inference_mode():
-                ours = model.head(model.backbone(images)) / saved["temperature"]
+                ours = model.head(model.backbone(images)) / saved["temperatures"][0]
                 torch.testing.assert_close(publish.as_timm(model, saved)(images), ours, rtol=1e-4, atol=1e-3)
 
 

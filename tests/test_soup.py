@@ -1,6 +1,7 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -72,8 +73,8 @@ def test_a_soup_of_folds_has_no_score_and_their_mean_temperature(run, small_conf
     one, two, mean = (checkpoint.load(path) for path in (folds / "fold0/best.pt", folds / "fold1/best.pt", tmp_path / "soup.pt"))
     torch.testing.assert_close(mean["weights"]["head.weight"], (one["weights"]["head.weight"] + two["weights"]["head.weight"]) / 2)
     torch.testing.assert_close(mean["refit"]["weight"], (one["refit"]["weight"] + two["refit"]["weight"]) / 2)
-    assert mean["temperature"] == pytest.approx((one["temperature"] + two["temperature"]) / 2)
-    assert mean["known_limit"] == one["known_limit"] != two["known_limit"]
+    assert mean["temperatures"] == pytest.approx((np.array(one["temperatures"]) + two["temperatures"]) / 2)
+    assert mean["known_limits"] == one["known_limits"] != two["known_limits"]
     assert torch.equal(mean["weights"]["known.means"], one["weights"]["known.means"])
     with pytest.raises(CheckpointError, match="--greedy: the runs have other splits"):
         soup.main((folds,), out=tmp_path / "soup.pt", greedy=True, workers=0)

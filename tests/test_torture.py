@@ -88,7 +88,7 @@ def test_what_a_run_leaves_to_its_user_is_told_apart(tmp_path, run):
     saved = checkpoint.load(run / "best.pt")
     shifted = {**saved["weights"], "head.bias": saved["weights"]["head.bias"] + 1}
     poorer = {name: tensor * 0 for name, tensor in saved["refit"].items()}
-    for changed in ({"temperature": saved["temperature"] + 0.01}, {"weights": shifted}, {"refit": poorer}):
+    for changed in ({"temperatures": [*saved["temperatures"][:-1], 9.0]}, {"weights": shifted}, {"refit": poorer}):
         checkpoint.save(other / "best.pt", {**saved, **changed})
         assert interruptions._results(other) != results
     shutil.copy(run / "best.pt", other)

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
+from views import VIEWS
+
 HTML = b"<!DOCTYPE html><html><body>404 Not Found</body></html>"
 
 
@@ -217,7 +219,8 @@ def write_hostile_checkpoints(folder: Path, good: Path) -> dict[str, str]:
         "hub.pt": (whole | {"model": "hf-hub:somebody/something"}, "no such backbone"),
         "huge photo.pt": (whole | {"image_size": 10**9}, "image_size"), "no photo.pt": (whole | {"image_size": -1}, "image_size"),
         "word.pt": (whole | {"image_size": "large"}, "image_size"), "crop.pt": (whole | {"crop": 0.0}, "crop"),
-        "temperature.pt": (whole | {"temperature": float("nan")}, "temperature"), "no classes.pt": (whole | {"classes": []}, "classes"),
+        "temperature.pt": (whole | {"temperatures": [float("nan")] * len(VIEWS)}, "temperatures"),
+        "limits.pt": (whole | {"known_limits": [0.5]}, "known_limits"), "no classes.pt": (whole | {"classes": []}, "classes"),
         "numbers.pt": (whole | {"classes": [1] * len(whole["classes"])}, "classes"), "weights.pt": (whole | {"weights": [head]}, "weights"),
         "model.pt": (whole | {"model": 5}, "model"),
     }

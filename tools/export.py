@@ -1,7 +1,7 @@
 """Write a run's model as ONNX, for answers without torch: `python -m tools.export RUN` makes RUN/best.onnx for predict.py.
 
 One file: fp32, uint8 photos (any number, 3, S, S) in, logits and `known` out, normalisation inside; the class names,
-image_size, crop, temperature, limit of the unknown and notes are its properties, as JSON. It replaces an older one only
+image_size, crop, temperatures, limits of the unknown and notes are its properties, as JSON. It replaces an older one only
 after it has answered as the checkpoint does.
 """
 

@@ -123,7 +123,7 @@ def _results(run: Path) -> str:
     """One hash of what a run leaves to its user: the model, how far it may be trusted, its answers; and of the last weights."""
     best = checkpoint.load(run / "best.pt")
     refit = [tensor.numpy().tobytes() for tensor in best["refit"].values()]
-    trust = f"{best['temperature']} {best['known_limit']} {best['kept']}\n".encode()
+    trust = f"{best['temperatures']} {best['known_limits']} {best['kept']}\n".encode()
     parts = [_weights(run).numpy().tobytes(), _weights(run, "best.pt").numpy().tobytes(), *refit, trust, (run / "val.csv").read_bytes()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

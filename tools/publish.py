@@ -39,9 +39,9 @@ about = {key: json.loads(value) for key, value in session.get_modelmeta().custom
 photo = ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB")
 photo = ImageOps.fit(photo, [about["image_size"]] * 2, Image.Resampling.BOX, bleed=(1 - about["crop"]) / 2)
 logits, known = session.run(None, {"images": np.asarray(photo).transpose(2, 0, 1)[None]})
-logits = logits[0] / about["temperature"]
+logits = logits[0] / about["temperatures"][0]
 probs = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-print(about["classes"][probs.argmax()], probs.max(), "unknown" if known[0] < about["known_limit"] else "")
+print(about["classes"][probs.argmax()], probs.max(), "unknown" if known[0] < about["known_limits"][0] else "")
 '''
 
 CARD = """\
@@ -131,13 +131,13 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
 
 
 def as_timm(model, saved: dict) -> torch.nn.Module:
-    """The same network as timm builds it, with its own classifier in place of our head, divided by the temperature."""
+    """The same network as timm builds it, with its own classifier in place of our head, divided by the temperature of one view."""
     size = saved["image_size"]
     network = timm.create_model(saved["model"], num_classes=len(saved["classes"]), pretrained_cfg_overlay={
         "input_size": (3, size, size), "crop_pct": saved["crop"]})
     place = network.pretrained_cfg["classifier"]
     theirs = network.state_dict()
-    head = {f"{place}.{name}": value / saved["temperature"] for name, value in model.head.state_dict().items()}
+    head = {f"{place}.{name}": value / saved["temperatures"][0] for name, value in model.head.state_dict().items()}
     weights = {**model.backbone.state_dict(), **head}
     if weights.keys() != theirs.keys() or any(weights[name].numel() != theirs[name].numel() for name in theirs):
         raise CheckpointError(f"{saved['model']}: timm's classifier is of another kind than our head. Share best.onnx, or best.pt.")

@@ -30,8 +30,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
          workers: int = -1) -> None:
     """The mean of the checkpoints' weights (Wortsman et al. 2022, arXiv 2203.05482), judged on their validation photos.
 
-    Where their splits differ, as folds' do, no photo is left to judge the mean by: its temperature is the mean of theirs, and what is
-    known to it, the first's.
+    Where their splits differ, as folds' do, no photo is left to judge the mean by: its temperatures are the means of theirs, and what
+    is known to it, the first's.
     Raises CheckpointError.
 
     Args:
@@ -85,8 +85,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
 
     if not one_split:
         mix(*(other["weights"] for other in saved))
-        temperature = float(np.mean([other["temperature"] for other in saved]))
-        checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit(saved), "temperature": temperature})
+        temperatures = np.mean([other["temperatures"] for other in saved], axis=0).tolist()
+        checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit(saved), "temperatures": temperatures})
         print(f"{out}: the mean of {len(saved)} models; no score, as each photo was learnt from by some of them")
         return
     alone = [accuracy(other["weights"]) for other in saved]
@@ -102,7 +102,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     eval_loader = loader_of("train", FixedViews(size, crop))
     answer_loader = loader_of("val", FixedViews(size, crop, ANSWER_VIEWS))
     _, learnt = fitting.learn_trust(model, eval_loader, labels["train"], answer_loader, labels["val"], accelerator)
-    trusted = {name: learnt[name] for name in ("temperature", "known_limit")}
+    trusted = {name: learnt[name] for name in ("temperatures", "known_limits")}
     checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit([saved[k] for k in chosen]), **trusted})
     print(f"{out}: accuracy {score:.4f}, the mean of {' '.join(str(checkpoints[k]) for k in chosen)}")
 
