@@ -35,9 +35,11 @@ def models_of(place: Path) -> list[Path]:
     """The models that a path names: itself; in a run's folder best.pt, or those of its folds, all trained. Raises CheckpointError."""
     if not place.is_dir():
         return [place]
-    if (place / "best.pt").is_file():
-        return [place / "best.pt"]
-    folds = sorted(place.glob("fold*/best.pt"))
+    alone, folds = place / "best.pt", sorted(place.glob("fold*/best.pt"))
+    if alone.is_file() and folds:
+        raise CheckpointError(f"{place}: holds a model of its own, and folds. Pass {alone}, or the folds, each by its name.")
+    if alone.is_file():
+        return [alone]
     if not folds:
         raise CheckpointError(f"{place}: holds no best.pt, nor a fold with one. Pass --checkpoint a run's folder, or a model in it.")
     if not (place / "oof.csv").is_file():  # until its end a model does not know what is unknown to it

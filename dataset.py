@@ -154,7 +154,8 @@ def changes(table: pd.DataFrame, data: Path) -> str:
         new = 0
     found = {"gone": int(((now < 0) & (then >= 0)).sum()), "changed": int(((now >= 0) & (now != then)).sum()), "new, not used": new}
     told = ", ".join(f"{count} {what}" for what, count in found.items() if count)
-    return told and f"{data}: photos since the run began: {told}. The result will differ from that of a run never stopped."
+    differs = " The result will differ from that of a run never stopped." if found["gone"] or found["changed"] else ""
+    return told and f"{data}: photos since the run began: {told}.{differs}"
 
 
 # --- from a row to a batch ---

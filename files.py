@@ -13,19 +13,23 @@ class WriteError(ValueError):
     """A file cannot be written; the message names it, and the old one is still there."""
 
 
-def keep_apart(out: Path, *read: Path | str) -> None:
-    """Raises WriteError if `out` is one of the files that are read."""
+def check_out(out: Path, *read: Path | str) -> None:
+    """Raises WriteError if `out` could not be written where it is, or is one of the files that are read: asked before all the work."""
+    if not out.parent.is_dir():
+        raise WriteError(f"{out}: there is no folder {out.parent}. Make it first, or name another file.")
+    if out.exists() and not out.is_file():
+        raise WriteError(f"{out}: is no file that could be replaced. Name another.")
     if os.path.realpath(out) in map(os.path.realpath, read):
         raise WriteError(f"{out}: is one of the files that are read, and would be lost. Name another file.")
 
 
 def picture_beside(out: Path, *read: Path | str) -> Path:
-    """Where the picture goes that belongs to `out`. Raises WriteError if it would be `out`, or either is one of the files that are read."""
+    """Where the picture goes that belongs to `out`. Raises WriteError if it would be `out`, or as check_out."""
     picture = out.with_suffix(".png")
     if out == picture:
         raise WriteError(f"{out}: its picture would take its place. Let it end otherwise than in .png.")
-    keep_apart(out, *read)
-    keep_apart(picture, *read)
+    check_out(out, *read)
+    check_out(picture, *read)
     return picture
 
 

@@ -12,9 +12,9 @@ import dataset
 import engine
 import metrics
 import record
-from config import Config, ConfigError
+from config import Config
 from device import make_accelerator
-from prepare import check_folds, photos_of
+from prepare import check_choice, check_folds, photos_of
 from run import check_settings
 
 
@@ -24,18 +24,17 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     train: as main.train. Returns the folder of all.
     The same command with the same --out goes on where it was stopped.
     """
-    if config.resume:
-        raise ConfigError("--resume goes on with one run. All folds go on by the command that began them, with --out of their folder.")
     accelerator, _ = make_accelerator()
     table = engine.from_main(lambda: dataset.load_table(config.data), accelerator)
-    if (table.side == "val").any():
-        raise dataset.DataError(f"--fold -1: {config.data} says itself which photos validate, the same in each fold. "
-                                "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
+    check_choice(table, config)
+    if config.out and (config.out / "photos.csv").exists():
+        raise record.RunError(f"{config.out}: holds a run of its own, whose model would answer in place of the folds'. Give another --out.")
     if config.out and (config.out / "fold0" / "photos.csv").exists():
         _, found = photos_of(config.out / "fold0", config.data)
         changed = dataset.changes(found, config.data)
         if changed or not same_photos(found, table):
-            raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put them back, or give another --out.")
+            raise record.RunError(f"{config.out}: its folds would be of different photos. {changed} Put back what is "
+                                  "gone, take out what is new, or give another --out.")
     elif config.out and (config.out / "oof.csv").exists():
         raise record.RunError(f"{config.out}: holds an oof.csv that no run wrote, and it would be replaced. Give another --out.")
     else:

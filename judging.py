@@ -126,7 +126,8 @@ class Judge:
             add_to_head(run.judged, run.refit)
             tested = self.scores_on(self.loader_of("test", answer_views), "test", temperature)
             scores |= {f"test_{name}": score for name, score in tested.items()}
-            self.say(f"on the test photos: accuracy {tested['accuracy']:.4f}, macro-F1 {tested['macro_f1']:.4f}")
+            met = no_score_after(config.weights, table.path[table.side == "test"])
+            tell(f"on the test photos{f' ({met})' if met else ''}: accuracy {tested['accuracy']:.4f}, macro-F1 {tested['macro_f1']:.4f}")
         if accelerator.is_main_process:
             record.write_answers(run.folder / "val.csv", table[table.side == "val"], answers, classes)
             try:

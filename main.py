@@ -180,11 +180,14 @@ if __name__ == "__main__":
     try:
         if options.dry_run:
             train(dataclasses.replace(options, fold=max(options.fold, 0)))
-        elif options.fold < 0:
+        elif options.fold < 0 and not options.resume:
             train_each_fold(options, train_and_report)
         else:
-            if options.resume:  # as typed: a flag whose value is the default's would go unseen
-                check_flags(word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--"))
+            typed = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
+            if options.resume:  # a flag whose value is the default's would go unseen
+                check_flags(typed)
+            if options.resume and "--data" in typed:
+                options = dataclasses.replace(options, data=options.data.absolute())
             train_and_report(options)
     except USER_ERRORS as error:
         sys.exit(sentence(error))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 import trust
 from answers import left_out, no_score, print_json, report, write_csv
 from checkpoint import CheckpointError, check_exists, models_of
-from files import WriteError, keep_apart
+from files import WriteError, check_out
 from photos import DataError, photos_below, read_csv
 from text import INTERRUPTED, class_name, sentence, shown, spell_out
 from views import ANSWER_VIEWS, VIEWS
@@ -107,16 +107,11 @@ def open_model(path: Path, tta: int, tta_random: bool, batch: int, workers: int)
 
 def main(options: Options) -> int:
     """Returns the exit code: 0, or 1 if a photo could not be read."""
-    for file in filter(None, (options.csv, options.explain)):  # said before all photos are asked
-        if not file.parent.is_dir():
-            raise WriteError(f"{file}: there is no folder {file.parent}. Make it first, or name another file.")
-        if file.exists() and not file.is_file():
-            raise WriteError(f"{file}: is no file that could be replaced. Name another.")
     paths, labels = find_photos(options.photos)
     places = options.checkpoint or (newest_checkpoint(),)
     models = [model for place in places for model in models_of(place)]
     for file in filter(None, (options.csv, options.explain)):
-        keep_apart(file, *options.photos, *paths, *models)
+        check_out(file, *options.photos, *paths, *models)
     if options.explain and options.explain.suffix.lower() not in PICTURES:
         raise WriteError(f"{options.explain}: no kind of picture. Let it end in {', '.join(PICTURES)}.")
     if not options.checkpoint and not options.quiet:

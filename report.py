@@ -98,9 +98,12 @@ def write_report(folder: Path, data: Path | None = None) -> Path:
 def mistakes(best: Path, paths: list[str], labels: np.ndarray, probs: np.ndarray, classes: list[str], drawn) -> list[str]:
     """Two sections: where the truth got the least probability, with heat maps, and where a wrong answer got the most."""
     answers = probs.argmax(1)
-    wrong = np.array([i for i in np.flatnonzero(answers != labels) if os.path.isfile(paths[i])], int)
-    if not len(wrong):
+    mistaken = np.flatnonzero(answers != labels)
+    wrong = np.array([i for i in mistaken if os.path.isfile(paths[i])], int)
+    if not len(mistaken):
         return [section("Mistakes", f"None: all {len(labels)} photos got the right answer.")]
+    if not len(wrong):
+        return [section("Mistakes", f"{len(mistaken)}, and none of these photos is where it was.")]
     worst = wrong[np.argsort(probs[wrong, labels[wrong]])][:WORST]
     surest = wrong[np.argsort(-probs[wrong].max(1))][:SUREST]
 
@@ -114,7 +117,7 @@ def mistakes(best: Path, paths: list[str], labels: np.ndarray, probs: np.ndarray
     except ExplainError as error:
         pairs, text, sheet = squares(paths, worst), f"The truth got the least probability. Without heat maps: {error}.", contact_sheet
     return [section("Worst mistakes", text, drawn("worst", sheet, pairs, captions(worst), alt="worst mistakes")),
-            section("Surest mistakes", f"The answer was wrong and got the most probability; {len(wrong)} mistakes in all.",
+            section("Surest mistakes", f"The answer was wrong and got the most probability; {len(mistaken)} mistakes in all.",
                     drawn("surest", contact_sheet, squares(paths, surest), captions(surest), 6, alt="surest mistakes"))]
 
 

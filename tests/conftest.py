@@ -61,7 +61,7 @@ def save_random_model(path: Path, classes: list[str], notes: dict, name: str = S
     torch.nn.init.normal_(model.head.weight, std=30.0)
     checkpoint.save(path, {
         "model": name, "cosine": 0.0, "covariance": covariance, "classes": classes, "image_size": 64, "crop": 0.9,
-        "temperatures": np.linspace(1.7, 1.2, 16).tolist(), "known_limits": np.linspace(0.4, 0.5, 16).tolist(), "notes": notes,
+        "temperatures": np.linspace(1.7, 1.2, 16).tolist(), "known_limits": np.linspace(1.0, 0.1, 16).tolist(), "notes": notes,
         "config": Config().to_dict(), "weights": model.state_dict()})
 
 

@@ -57,7 +57,9 @@ def test_a_folder_that_macos_named_is_the_class_of_the_same_letters(tmp_path):
 
 def test_photos_that_are_all_gone_end_what_would_go_on(tmp_path):
     table = load_table(make_photos(tmp_path / "x", {"a": 1, "b": 1})).assign(bytes=1)
-    assert "2 changed" in changes(table, tmp_path / "x")
+    assert "2 changed. The result will differ" in changes(table, tmp_path / "x")
+    added = table.assign(bytes=file_sizes(table.path)).iloc[:1]
+    assert changes(added, tmp_path / "x").endswith("photos since the run began: 1 new, not used.")
     record.write_table(tmp_path / "photos.csv", table.assign(side=["train", "val"]))
     assert record.read_photos(tmp_path).bytes.tolist() == [1, 1]
     assert found_again(table, tmp_path / "nowhere", FILE).equals(table)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import REAL, ROOT, save_random_model
 
+import checkpoint
 import exported
 import predict
 from checkpoint import CheckpointError

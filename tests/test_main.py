@@ -410,8 +410,6 @@ def test_resume_takes_no_other_settings_and_no_finished_run(run, monkeypatch):
         main.train(Config(resume=run, lr=0.5))
     with pytest.raises(ConfigError, match="--data typo: no such folder or CSV"):
         main.train(Config(resume=run, data=Path("typo")))
-    with pytest.raises(ConfigError, match="--resume goes on with one run. All folds go on by the command that began them"):
-        main.train_each_fold(Config(resume=run, fold=-1), main.train)
     with pytest.raises(ConfigError, match="has finished its 1 epochs"):
         main.train(Config(resume=run))
 
@@ -423,6 +421,27 @@ def test_a_default_s_own_value_is_refused_beside_resume_too(run, tmp_path, typed
     said, _ = done.communicate()
     assert f"drop {dropped}, or start a new run without --resume." in said
     assert done.returncode == 1
+
+
+def test_data_as_typed_counts_beside_resume_where_it_is_the_default_s(small_config, drawn, tmp_path, monkeypatch):
+    stopped = shutil.copytree(stop_after(monkeypatch, small_config, steps=2), tmp_path / "copy")  # this process holds the other's lock
+    shutil.copytree(drawn, tmp_path / "data")
+    done = command("--resume", stopped, "--data", "data", cwd=tmp_path)
+    said, _ = done.communicate()
+    assert done.returncode == 0, said
+    assert record.read_photos(stopped).path.str.startswith(str(tmp_path / "data")).all()
+
+
+def test_one_run_goes_on_where_config_py_says_all_folds(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    for file in (*ROOT.glob("*.py"), ROOT / "data/genera.csv"):
+        shutil.copy(file, tmp_path / file.relative_to(ROOT))
+    text = (ROOT / "config.py").read_text(encoding="utf-8")
+    (tmp_path / "config.py").write_text(text.replace("    fold: int = 0", "    fold: int = -1"), encoding="utf-8")
+    assert "fold: int = -1" in (tmp_path / "config.py").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, tmp_path / "main.py", "--resume", run], cwd=run.parents[1],  # where its record of experiments is
+                          capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].startswith(f"--resume {run}: this run has finished its ")
 
 
 @pytest.mark.parametrize("name", ["typo", "last.pt", ""])
@@ -947,9 +966,21 @@ def test_folds_go_on_where_their_photos_were_moved_to(small_config, drawn, tmp_p
 def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_path):
     for side in ("train", "val"):
         shutil.copytree(drawn, tmp_path / "photos" / side)
+    cut = dataclasses.replace(small_config, data=tmp_path / "photos")
     with pytest.raises(DataError, match="--fold -1: .* says itself which photos validate"):
-        main.train_each_fold(dataclasses.replace(small_config, data=tmp_path / "photos", fold=-1), main.train)
+        main.train_each_fold(dataclasses.replace(cut, fold=-1), main.train)
     assert not small_config.out.exists()
+    with pytest.raises(DataError, match="--fold 2: .* says itself which photos validate"):
+        main.train(dataclasses.replace(cut, fold=2))
+
+
+def test_folds_and_a_run_of_its_own_never_share_a_folder(run, small_config, tmp_path):
+    shutil.copytree(run, small_config.out)
+    with pytest.raises(RunError, match="holds a run of its own, whose model would answer in place of the folds'. Give another --out."):
+        main.train_each_fold(dataclasses.replace(small_config, fold=-1), lambda config: pytest.fail("a fold is trained"))
+    shutil.copytree(run, small_config.out / "fold0")                        # begun the other way round
+    with pytest.raises(checkpoint.CheckpointError, match="holds a model of its own, and folds. Pass .*run/best.pt, or the folds"):
+        checkpoint.models_of(small_config.out)
 
 
 def test_where_another_run_s_backbone_has_met_the_photos_the_score_is_not_called_fair(run, small_config, drawn, tmp_path, capsys,
@@ -964,6 +995,11 @@ def test_where_another_run_s_backbone_has_met_the_photos_the_score_is_not_called
         photo.write_bytes(photo.read_bytes() + b"0")  # for all that is known, others
     main.train(dataclasses.replace(small_config, data=copies, epochs=0, weights=str(begun / "best.pt"), out=tmp_path / "fair"))
     assert "not a fair score" not in capsys.readouterr().out
+    table = dataset.load_table(drawn).assign(image=lambda t: t.path, side=lambda t: np.where(np.arange(len(t)) % 4, "", "test"))
+    table.drop(columns="path").to_csv(tmp_path / "tested.csv", index=False)
+    main.train(dataclasses.replace(small_config, data=tmp_path / "tested.csv", epochs=0, weights=str(run / "best.pt"), quiet=True,
+                                   out=tmp_path / "tested"))
+    assert f"on the test photos ({warning}): accuracy " in capsys.readouterr().out
     third = main.train(dataclasses.replace(small_config, epochs=0, weights=str(tmp_path / "fair" / "best.pt"), out=tmp_path / "third"))
     assert warning in capsys.readouterr().out  # the run before the one before met them
     assert no_score(record.read_table(run / "photos.csv").path, [third]) == warning

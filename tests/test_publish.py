@@ -65,6 +65,7 @@ def test_the_example_of_the_card_runs_without_torch_and_answers_as_predict(publi
     said = subprocess.run(command, cwd=published, check=True, capture_output=True, text=True).stdout.split()
     answer = Predictor(published / "best.onnx", tta=1)(photo)
     assert said[0] == max(answer, key=answer.get)
+    assert said[2:] == ["unknown"]                                          # by the limit of one view
     assert float(said[1]) == pytest.approx(max(answer.values()), abs=0.05)  # Pillow and OpenCV shrink a little differently
 
 

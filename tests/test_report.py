@@ -85,6 +85,17 @@ def test_mistakes_too_large_to_be_read_whole_are_shown(run, tmp_path, rng, monke
         write_report(copy)
 
 
+def test_mistakes_that_are_gone_count_as_mistakes(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    answers, (_, probs, labels) = record.read_table(copy / "val.csv"), record.read_answers(copy / "val.csv")
+    wrong = np.flatnonzero(probs.argmax(1) != labels)
+    for kept, said in ((wrong[:1], f"got the most probability; {len(wrong)} mistakes in all."),
+                       ([], f"{len(wrong)}, and none of these photos is where it was.")):
+        gone = [i in wrong and i not in kept for i in range(len(answers))]
+        record.write_table(copy / "val.csv", answers.assign(image=answers.image.mask(gone, "gone/" + answers.image)))
+        assert said in write_report(copy).read_text(encoding="utf-8")
+
+
 def test_no_run_and_no_photos_are_told(run, tmp_path):
     with pytest.raises(record.RunError, match=r"holds no val.csv"):
         write_report(tmp_path)

@@ -38,7 +38,6 @@ def test_a_soup_is_the_mean_judged_on_the_first_run_s_validation_photos(runs, tm
     torch.testing.assert_close(mean["head.weight"], (one["head.weight"] + two["head.weight"]) / 2)
     one_refit, two_refit, refit = (checkpoint.load(path)["refit"] for path in [*runs, tmp_path / "soup.pt"])
     torch.testing.assert_close(refit["weight"], (one_refit["weight"] + two_refit["weight"]) / 2)
-    assert soup.mean_refit([{"refit": one_refit}, {"refit": {}}]) == {}
     assert not torch.equal(mean["backbone.bn1.running_mean"], (one["backbone.bn1.running_mean"] + two["backbone.bn1.running_mean"]) / 2)
     lines = capsys.readouterr().out.splitlines()
     for path, line in zip([*runs, tmp_path / "soup.pt"], lines[-3:], strict=True):
@@ -98,6 +97,14 @@ def test_one_split_is_one_however_its_folder_was_named(run, tmp_path, capsys):
     alone = shutil.move(tmp_path / "best.pt", tmp_path / "alone" / "best.pt")  # what it learnt from is not known here
     soup.main((run / "best.pt", alone), out=tmp_path / "soup.pt", workers=0)
     assert "no score, as" in capsys.readouterr().out
+
+
+def test_a_head_without_a_refit_among_others_is_told(run, tmp_path, capsys):
+    checkpoint.save(tmp_path / "plain.pt", checkpoint.load(run / "best.pt") | {"refit": {}})
+    shutil.copy(run / "photos.csv", tmp_path)
+    soup.main((run / "best.pt", tmp_path / "plain.pt"), out=tmp_path / "soup.pt", workers=0)
+    assert "1 of the 2 heads were not refitted (--no-refit): the mean's has not learnt" in capsys.readouterr().out
+    assert checkpoint.load(tmp_path / "soup.pt")["refit"] == {}
 
 
 def test_heads_that_see_other_directions_have_no_mean(small_config, tmp_path):

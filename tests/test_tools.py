@@ -19,8 +19,9 @@ from conftest import ROOT
 import engine
 import prepare
 from config import Config
+from files import WriteError
 from text import ending_signals
-from tools import find_lr
+from tools import export, find_lr, soup
 
 
 @pytest.mark.parametrize("words", [
@@ -221,3 +222,16 @@ def test_what_is_not_one_training_cannot_be_tried(tmp_path, flags):
     from tools.tune import tune
     with pytest.raises(ValueError, match="a trial is one training"):
         tune(flags, 1, tmp_path)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(small_config, run, tmp_path, monkeypatch):
+    for module, work in ((find_lr, "find_lr"), (export, "load_model"), (soup, "fitting")):
+        monkeypatch.delattr(module, work)
+    small_config = dataclasses.replace(small_config, out=None)
+    for begin in (lambda out: find_lr.main(small_config, picture=out), lambda out: export.export(run, out=out),
+                  lambda out: soup.main((run,), out=out)):
+        with pytest.raises(WriteError, match="x.onnx: there is no folder .*void. Make it first, or name another file."):
+            begin(tmp_path / "void" / "x.onnx")
+        (tmp_path / "x.onnx").mkdir(exist_ok=True)
+        with pytest.raises(WriteError, match="x.onnx: is no file that could be replaced"):
+            begin(tmp_path / "x.onnx")

@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional
 
 from checkpoint import CheckpointError
-from files import atomic_file
+from files import atomic_file, check_out
 from model import Classifier
 from text import as_program
 from trained import load_model
@@ -43,6 +43,7 @@ def export(run: Positional[Path], out: Path | None = None) -> Path:
     out = out or path.with_suffix(".onnx")
     if out.suffix != ".onnx":
         raise CheckpointError(f"--out {out}: predict.py knows an exported model by its suffix: name it .onnx.")
+    check_out(out, path)
     model, saved = load_model(path)
     images = some_images(saved["image_size"])
     network = torch.onnx.export(Judge(model).eval(), (images,), input_names=["images"], output_names=["logits", "known"], dynamo=True,

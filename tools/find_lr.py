@@ -22,6 +22,7 @@ from config import Config
 from console import Bar
 from dataset import Batches, Photos, load_table, make_loader
 from device import keep_memory, make_accelerator
+from files import check_out
 from model import input_size
 from prepare import build_learner, cut, examined
 from sam import SAM
@@ -98,6 +99,7 @@ def main(config: Config, picture: Path = Path("rate.png")) -> None:
     """
     if config.resume or config.dry_run or config.out:
         raise ValueError("nothing is trained or kept: drop --resume, --dry-run and --out.")
+    check_out(picture)
     rates, losses = find_lr(config)
     smooth, best = suggest(rates, losses)
     print(f"the loss is low up to a rate of {10 * best:.2g}. Try --lr {best:.2g}; the default is {Config.lr}.")  # whatever the picture does

@@ -8,7 +8,7 @@ import tyro
 from tyro.conf import Positional
 
 from config import Config
-from files import keep_apart
+from files import check_out
 from photos import read_named
 from pictures import contact_sheet
 from predict import Predictor
@@ -26,7 +26,7 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
         size: pixels of a square.
     """
     check_any(photos)
-    keep_apart(out, *photos)
+    check_out(out, *photos)
     images, captions = [], []
     for path in photos:
         photo = read_named(path)
@@ -56,7 +56,7 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
         columns: photos in a row.
     """
     check_any(photos)
-    keep_apart(out, checkpoint, *photos)
+    check_out(out, checkpoint, *photos)
     predictor = Predictor(checkpoint)
     images, captions = [], []
     for path in photos:

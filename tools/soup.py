@@ -19,7 +19,7 @@ import record
 from checkpoint import CheckpointError, models_of, shapes
 from dataset import Batches, Photos, make_loader
 from device import make_accelerator, to_device
-from files import keep_apart
+from files import check_out
 from text import as_program
 from trained import network
 from transforms import RandomViews
@@ -44,7 +44,7 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     checkpoints = tuple(model for place in checkpoints for model in models_of(place))
     if not checkpoints:
         raise CheckpointError("no checkpoint given. Pass best.pt of two runs or more.")
-    keep_apart(out, *checkpoints)
+    check_out(out, *checkpoints)
     saved = [checkpoint.load(path) for path in checkpoints]
     check_alike(checkpoints, saved)
     one_split = of_one_split(checkpoints, saved)
@@ -137,8 +137,15 @@ def same_directions(weights: dict[str, torch.Tensor], others: dict[str, torch.Te
 
 
 def mean_refit(saved: Sequence[dict]) -> dict[str, torch.Tensor]:
-    """What the validation photos add to the head, in the mean: the mean itself is scored without (model.add_to_head)."""
-    return mean_weights([other["refit"] for other in saved]) if all(other["refit"] for other in saved) else {}
+    """What the validation photos add to the head, in the mean: the mean itself is scored without (model.add_to_head). Where one of the
+    models has no such addition, there is none, which is told."""
+    having = sum(bool(other["refit"]) for other in saved)
+    if having == len(saved):
+        return mean_weights([other["refit"] for other in saved])
+    if having:
+        print(f"{len(saved) - having} of the {len(saved)} heads were not refitted (--no-refit): the mean's has not learnt from the "
+              "validation photos")
+    return {}
 
 
 def mean_weights(weights: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
