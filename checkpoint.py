@@ -65,9 +65,7 @@ def load(path: Path) -> dict:
         cosine = 30.0 if checkpoint.get("head") == "cosine" else 0.0
         for name, before in (("covariance", 0), ("refit", {}), ("cosine", cosine)):  # a run of before there was any
             checkpoint.setdefault(name, before)
-        for name in ("temperature", "known_limit"):  # of before each number of views had its own
-            if name in checkpoint:
-                checkpoint[f"{name}s"] = [checkpoint.pop(name)] * len(VIEWS)
+        for_all_views(checkpoint)
         if isinstance(checkpoint.get("config"), dict):
             checkpoint["config"].setdefault("augment", 0.5)  # what all had before it was a knob
     missing = NEEDED - set(checkpoint) if isinstance(checkpoint, dict) else NEEDED
@@ -137,6 +135,13 @@ def _broken(checkpoint: dict, size: int) -> str:
 def shapes(weights: dict) -> dict:
     """What must agree for weights to fit a network, or one another."""
     return {name: w.shape for name, w in weights.items()}
+
+
+def for_all_views(answering: dict) -> None:
+    """One temperature and one limit of the known, of before each number of views had its own, become lists of them."""
+    for name in ("temperature", "known_limit"):
+        if name in answering:
+            answering[f"{name}s"] = [answering.pop(name)] * len(VIEWS)
 
 
 def implausible(answering: dict) -> str:

@@ -140,7 +140,7 @@ def found_again(table: pd.DataFrame, data: Path, file: Path, named: bool = False
     if not there or (paths != table.path.tolist() and 2 * there < known):
         raise DataError(f"{file}: {there} of its {known} photos are in {data}, or where they were ({shown(first)}). Put them "
                         "back, or pass the full path of the folder they are in now as --data.")
-    if named and data.is_dir() and not any(Path(path).is_relative_to(folder) for path in paths):
+    if named and data.is_dir() and not (data / "photos.csv").is_file() and not any(Path(path).is_relative_to(folder) for path in paths):
         raise DataError(f"{data}: holds none of the photos of {file}, which are where they were ({shown(first)}). Leave --data out.")
     return table.assign(path=paths)
 

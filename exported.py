@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 
 import trust
-from checkpoint import CheckpointError, implausible
+from checkpoint import CheckpointError, for_all_views, implausible
 from photos import PhotoError, read_photo
 from views import FixedViews
 
@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise CheckpointError(f"an exported model needs onnxruntime ({error}). Run pip install onnxruntime, or ask a best.pt.") from error
 
-FORMAT = 2  # of the properties that tools/export.py writes beside the network
+FORMAT = 1  # of the properties that tools/export.py writes beside the network
 QUEUED = 500  # photos at a time: each that waits takes 2 KB
 PROPERTIES = ("format", "classes", "image_size", "crop", "temperatures", "known_limits", "notes")
 
@@ -94,16 +94,17 @@ def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:
     foreign = CheckpointError(f"{path}: not a model that this program exported. Make one with `python -m tools.export RUN`.")
     try:
         written = session.get_modelmeta().custom_metadata_map
-        if (version := json.loads(written["format"])) != FORMAT:
-            foreign = CheckpointError(f"{path}: has format {version}, this program reads format {FORMAT}. Make it anew with "
-                                      "`python -m tools.export RUN`, or use the version that wrote it.")
-        found = {key: json.loads(written[key]) for key in PROPERTIES}
-        classes, size = found["classes"], found["image_size"]
+        found = {key: json.loads(written[key]) for key in {*PROPERTIES, "temperature", "known_limit"} & written.keys()}
+        for_all_views(found)
+        found = {key: found[key] for key in PROPERTIES}
+        version, classes, size = found["format"], found["classes"], found["image_size"]
         (images,), (logits, known) = session.get_inputs(), session.get_outputs()
         fits = (images.name, images.type, images.shape[1:], logits.type, logits.shape[1:], known.type, known.shape[1:]) == (
             "images", "tensor(uint8)", [3, size, size], "tensor(float)", [len(classes)], "tensor(float)", [])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise foreign from error
-    if version != FORMAT or not fits or implausible(found):
+    if version != FORMAT:
+        raise CheckpointError(f"{path}: has format {version}, this program reads format {FORMAT}. Use the version that wrote it.")
+    if not fits or implausible(found):
         raise foreign
     return found

@@ -15,11 +15,14 @@ class WriteError(ValueError):
 
 def check_out(out: Path, *read: Path | str) -> None:
     """Raises WriteError if `out` could not be written where it is, or is one of the files that are read: asked before all the work."""
-    if not out.parent.is_dir():
+    place = Path(os.path.realpath(out))
+    if not place.parent.is_dir():
         raise WriteError(f"{out}: there is no folder {out.parent}. Make it first, or name another file.")
-    if out.exists() and not out.is_file():
+    if place.exists() and not place.is_file():
         raise WriteError(f"{out}: is no file that could be replaced. Name another.")
-    if os.path.realpath(out) in map(os.path.realpath, read):
+    if not os.access(place.parent, os.W_OK):
+        raise WriteError(f"{out}: its folder may not be written to. Name a file in another.")
+    if str(place) in (os.path.realpath(path) for path in map(str, read) if "\0" not in path):  # what no file can be called
         raise WriteError(f"{out}: is one of the files that are read, and would be lost. Name another file.")
 
 

@@ -14,7 +14,7 @@ import metrics
 import record
 from config import Config
 from device import make_accelerator
-from prepare import check_choice, check_folds, photos_of
+from prepare import check_folds, list_photos, photos_of
 from run import check_settings
 
 
@@ -25,8 +25,7 @@ def train_each_fold(config: Config, train: Callable[[Config], Path]) -> Path:
     The same command with the same --out goes on where it was stopped.
     """
     accelerator, _ = make_accelerator()
-    table = engine.from_main(lambda: dataset.load_table(config.data), accelerator)
-    check_choice(table, config)
+    table = engine.from_main(lambda: list_photos(config), accelerator)
     if config.out and (config.out / "photos.csv").exists():
         raise record.RunError(f"{config.out}: holds a run of its own, whose model would answer in place of the folds'. Give another --out.")
     if config.out and (config.out / "fold0" / "photos.csv").exists():

@@ -33,7 +33,7 @@ from folds import train_each_fold
 from judging import Judge
 from model import ModelError, check_weights, input_size
 from photos import SIDES, PhotoError, read_photo
-from prepare import announce_time, build_learner, draw_a_batch, look_again, look_at_photos, rehearse
+from prepare import announce_time, build_learner, draw_a_batch, list_photos, look_again, look_at_photos, rehearse
 from report import write_report
 from run import Run, check_flags, last_of, resumed
 from sam import SAM
@@ -61,7 +61,7 @@ def train(config: Config) -> Path:
     tell = accelerator.on_main_process(print)  # not accelerator.print, which speaks once on each machine
     say = (lambda text: None) if config.quiet else tell
     keep_memory()
-    listed = None if saved else engine.from_main(lambda: dataset.load_table(config.data), accelerator)  # no photos, no run folder
+    listed = None if saved else engine.from_main(lambda: list_photos(config), accelerator)  # no photos, no run folder
     folder = config.resume or engine.from_main(lambda: record.new_folder(config.out, config.model), accelerator)
     _lock = accelerator.is_main_process and record.lock(folder, new=not saved)  # held until train() returns
     if saved:  # once more: another process may have trained on while this one waited for its folder

@@ -53,6 +53,11 @@ def scores(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {"accuracy": accuracy(probs, labels), "macro_f1": macro_f1(probs, labels), "loss": log_loss(probs, labels)}
 
 
+def is_better_low(score: str) -> bool:
+    """Whether a score of that name, as the record of experiments has it, is a loss or an error."""
+    return score.endswith(("loss", "ece", "ece_calibrated"))
+
+
 def per_class(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Precision, recall, F1 and photos of each class, float (K, 4); a share of no photos is NaN."""
     table = confusion(probs, labels)

@@ -146,9 +146,9 @@ def balance(path: Path, photos: pd.DataFrame) -> None:
 
 
 def scores(path: Path, runs: pd.DataFrame, names: Sequence[str]) -> None:
-    """Runs by minutes and score (a loss is better low), each its name; a line joins those that no other beats in both."""
+    """Runs by minutes and score (metrics.is_better_low), each its name; a line joins those that no other beats in both."""
     score = runs.columns[1]
-    down = score.endswith("loss")
+    down = metrics.is_better_low(score)
     fast_first = runs.sort_values(["minutes", score], ascending=[True, down])
     reached = fast_first[score].cummin() if down else fast_first[score].cummax()
     front = fast_first[(fast_first[score] == reached) & ~reached.duplicated()]

@@ -33,9 +33,17 @@ from split import describe, find_trouble, split
 from text import shown
 
 
+def list_photos(config: Config) -> pd.DataFrame:
+    """dataset.load_table's. Raises DataError, too where a fold is asked for, and the data says itself which photos validate."""
+    table = dataset.load_table(config.data)
+    if config.fold and (table.side == "val").any():
+        raise dataset.DataError(f"--fold {config.fold}: {config.data} says itself which photos validate, the same in each fold. "
+                                "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
+    return table
+
+
 def look_at_photos(table: pd.DataFrame, config: Config, folder: Path, say) -> pd.DataFrame:
     """Trouble, split; what was found goes to the screen and to photos.csv in the run folder."""
-    check_choice(table, config)
     table = cut(examined(table, config.quiet), config)
     met = no_score_after(config.weights, table.path[table.side == "val"])
     say("\n".join(filter(None, [describe(table), dataset.unused(config.data, table), met and f"--weights {config.weights}: {met}"])))
@@ -76,13 +84,6 @@ def cut(table: pd.DataFrame, config: Config) -> pd.DataFrame:
             raise
         example = f"{shown(bad.path.iloc[0])}: {bad.error.iloc[0]}"
         raise dataset.DataError(f"{error} {len(bad)} of {len(table)} photos cannot be read, e.g. {example}.") from error
-
-
-def check_choice(table: pd.DataFrame, config: Config) -> None:
-    """Raises DataError where a fold is asked for, and the data says itself which photos validate."""
-    if config.fold and (table.side == "val").any():
-        raise dataset.DataError(f"--fold {config.fold}: {config.data} says itself which photos validate, the same in each fold. "
-                                "Take --fold 0, or leave the choice to the folds: without val/, or val in the column side.")
 
 
 def check_folds(table: pd.DataFrame, config: Config) -> None:

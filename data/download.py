@@ -14,7 +14,7 @@ GENERA = ("Agaricus", "Amanita", "Boletus", "Cortinarius", "Entoloma",
           "Hygrocybe", "Lactarius", "Russula", "Suillus")
 
 
-class DownloadError(RuntimeError):
+class DownloadError(ValueError):
     """Nothing was downloaded; the message says why and what to do."""
 
 
@@ -66,7 +66,10 @@ def download(out: Path = Path("data/mushrooms9")) -> Path:
 
 if __name__ == "__main__":
     import tyro
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, Python looks beside the script alone
+    from text import as_program
     try:
-        tyro.cli(download)
-    except (DownloadError, OSError) as problem:
+        as_program(lambda: tyro.cli(download))
+    except OSError as problem:  # a full disk
         sys.exit(str(problem))

@@ -191,7 +191,9 @@ def draw_dataset(out: Path = Path("data/drawn"), per_class: int = 40, seed: int 
 
 if __name__ == "__main__":
     import tyro
+
+    from text import as_program
     try:
-        tyro.cli(draw_dataset)
-    except (DrawError, OSError) as problem:
+        as_program(lambda: tyro.cli(draw_dataset))
+    except OSError as problem:  # a full disk
         sys.exit(str(problem))

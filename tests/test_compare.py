@@ -74,6 +74,17 @@ def test_the_table_is_printed_best_first_and_the_page_marks_it(experiments, caps
             compare.main(score=name)
 
 
+def test_a_calibration_error_is_better_low(experiments, capsys, monkeypatch):
+    table = record.read_table(experiments)
+    record.write_table(experiments, table.assign(val_ece_calibrated=["0.03", "0.01", "0.02"]))
+    drawn, save = [], compare.plots.save_figure
+    monkeypatch.setattr(compare.plots, "save_figure", lambda figure, path: drawn.append(figure) or save(figure, path))
+    compare.main(score="ece_calibrated")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["2", "3", "1"]
+    assert drawn[0].axes[0].lines[0].get_ydata().tolist() == [0.03, 0.02, 0.01]  # the longer, the less
+
+
 def test_runs_that_end_together_all_get_their_row(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with ThreadPoolExecutor(4) as pool:

@@ -1,3 +1,4 @@
+import runpy
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -53,6 +54,18 @@ def test_download_copies_the_nine_class_folders_from_wherever_they_are(tmp_path,
     assert sorted(str(photo.relative_to(out)) for photo in out.rglob("*.jpg")) == sorted(f"{genus}/1.jpg" for genus in GENERA)
     with pytest.raises(DownloadError, match="exists already"):
         download(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("script", "work"), [("draw", "data.mushroom.draw_mushroom"), ("download", "kagglehub.dataset_download")])
+def test_ctrl_c_ends_without_a_traceback(tmp_path, monkeypatch, script, work):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, interrupted)
+    monkeypatch.setattr(sys, "argv", [script, "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "data" / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 130
 
 
 def test_no_network_no_kagglehub_and_another_set_are_told_apart(tmp_path, monkeypatch):

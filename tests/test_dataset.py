@@ -96,6 +96,17 @@ def test_photos_that_have_moved_are_found_though_some_are_lost(tmp_path, lost, a
         assert found_again(table, place, FILE).path.tolist() == found_again(windows, place, FILE).path.tolist() == there
 
 
+def test_the_folder_of_a_table_is_that_of_its_photos_wherever_they_lie(tmp_path):
+    make_photos(tmp_path / "photos", {"a": 1, "b": 1})
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "photos.csv").write_text("image,label\n../photos/a/0.jpg,a\n../photos/b/0.jpg,b\n")
+    table = load_table(tmp_path / "lists").assign(bytes=lambda t: file_sizes(t.path))
+    assert found_again(table, tmp_path / "lists", FILE, named=True).equals(table)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(DataError, match="void: holds none of the photos"):
+        found_again(table, tmp_path / "void", FILE, named=True)
+
+
 def test_other_photos_of_the_same_names_are_not_those_that_have_moved(tmp_path):
     (tmp_path / "photos.csv").write_text("image,label\ncrops/a/0.jpg,a\ncrops/b/0.jpg,b\n")
     make_photos(tmp_path / "crops", {"a": 1, "b": 1})

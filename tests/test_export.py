@@ -136,6 +136,18 @@ def with_property(name, value):
     return change
 
 
+def test_an_export_of_before_there_was_a_temperature_for_each_number_of_views_answers(run, paths, tmp_path):
+    model, kept = onnx.load(run / "best.onnx"), {"temperatures": ("temperature", "1.7"), "known_limits": ("known_limit", "0.3")}
+    for found in model.metadata_props:
+        if found.key in kept:
+            found.key, found.value = kept[found.key]
+    onnx.save(model, tmp_path / "old.onnx")
+    checkpoint.save(tmp_path / "new.pt", checkpoint.load(run / "best.pt") | {"temperatures": [1.7] * 16, "known_limits": [0.3] * 16})
+    old, new = (Predictor(tmp_path / name, tta=3) for name in ("old.onnx", "new.pt"))
+    assert np.abs(old.probs(paths)[0] - new.probs(paths)[0]).max() < 1e-4
+    assert old.limit == 0.3
+
+
 def with_weights_elsewhere(place):
     def change(model):
         tensor = model.graph.initializer[0]
@@ -156,7 +168,7 @@ def with_weights_elsewhere(place):
     (with_property("crop", "0"), "not a model that this program exported"),
     (with_property("crop", '"all"'), "not a model that this program exported"),
     (with_property("temperatures", "NaN"), "not a model that this program exported"),
-    (with_property("format", "99"), "has format 99, this program reads format 2. Make it anew"),
+    (with_property("format", "99"), "has format 99, this program reads format 1"),
     (with_weights_elsewhere("../secret.bin"), "wants weights from a file outside its folder"),
     (with_weights_elsewhere(str(ROOT / "LICENSE")), "wants weights from a file outside its folder")])
 def test_a_foreign_or_hostile_file_is_refused_in_one_sentence(run, tmp_path, change, message):

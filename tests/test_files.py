@@ -3,7 +3,7 @@ import os
 import pytest
 
 import files
-from files import WriteError, atomic_file
+from files import WriteError, atomic_file, check_out
 
 
 def write(path, data: bytes) -> None:
@@ -46,3 +46,14 @@ def test_a_link_stays_one(tmp_path):
     write(tmp_path / "log.csv", b"new")
     assert (tmp_path / "log.csv").is_symlink()
     assert (tmp_path / "real" / "log.csv").read_bytes() == b"new"
+
+
+def test_a_folder_that_may_not_be_written_to_is_told_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "log.csv").symlink_to(tmp_path / "real" / "log.csv")
+    check_out(tmp_path / "log.csv", tmp_path / "photo.jpg", "a\0b.jpg")     # a name that no file has is not the one
+    asked = []
+    monkeypatch.setattr(files.os, "access", lambda place, mode: asked.append((place, mode)))
+    with pytest.raises(WriteError, match="log.csv: its folder may not be written to. Name a file in another."):
+        check_out(tmp_path / "log.csv")
+    assert asked == [(tmp_path / "real", os.W_OK)]

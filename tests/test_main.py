@@ -45,6 +45,7 @@ from record import RunError
 from report import write_report
 from run import check_settings, resumed
 from tools import export, soup
+from tools.find_lr import find_lr
 from trained import load_model
 from transforms import RandomViews
 from views import ANSWER_VIEWS, VIEWS, FixedViews
@@ -972,6 +973,9 @@ def test_folds_of_photos_that_a_folder_cut_are_refused(small_config, drawn, tmp_
     assert not small_config.out.exists()
     with pytest.raises(DataError, match="--fold 2: .* says itself which photos validate"):
         main.train(dataclasses.replace(cut, fold=2))
+    with pytest.raises(DataError, match="--fold 2: .* says itself which photos validate"):
+        find_lr(dataclasses.replace(cut, fold=2))
+    assert not small_config.out.exists()
 
 
 def test_folds_and_a_run_of_its_own_never_share_a_folder(run, small_config, tmp_path):

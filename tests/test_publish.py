@@ -97,7 +97,12 @@ def test_a_card_that_was_edited_stays(run, tmp_path, capsys):
     page.write_text(made + "My photos are mine.\n", encoding="utf-8")
     publish.publish(folder, license="mit")
     assert page.read_text(encoding="utf-8") == made + "My photos are mine.\n"
-    assert f"{page}: stays as it is" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{page}: stays as it is" in told
+    assert "Its example" not in told
+    page.write_text(made.replace('["temperatures"][0]', '["temperature"]'), encoding="utf-8")  # as it was written before
+    publish.publish(folder)
+    assert "Its example is not the one that reads this best.onnx. To have it written anew, delete it." in capsys.readouterr().out
     page.write_text(made, encoding="utf-8")
     publish.publish(folder, license="mit")  # nobody has edited it
     assert "license: mit" in page.read_text(encoding="utf-8")

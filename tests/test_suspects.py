@@ -59,6 +59,13 @@ def test_where_all_photos_have_moved_no_list_is_made_and_the_remedy_told(table, 
     assert not (tmp_path / "suspects.csv").exists()
 
 
+def test_a_picture_of_no_photo_is_refused_before_the_list_is_written(table, tmp_path):
+    table.to_csv(tmp_path / "oof.csv", index=False)
+    with pytest.raises(ValueError, match="--most 0: use 1 or more."):
+        suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv", most=0)
+    assert not (tmp_path / "suspects.csv").exists()
+
+
 def test_where_no_label_is_in_doubt_there_is_no_picture(table, tmp_path, capsys):
     table.drop(index=[3, 30]).to_csv(tmp_path / "oof.csv", index=False)
     suspects.main(tmp_path / "oof.csv", out=tmp_path / "suspects.csv")

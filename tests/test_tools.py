@@ -235,3 +235,6 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(small_config, ru
         (tmp_path / "x.onnx").mkdir(exist_ok=True)
         with pytest.raises(WriteError, match="x.onnx: is no file that could be replaced"):
             begin(tmp_path / "x.onnx")
+    photo = next(small_config.data.rglob("*.jpg"))
+    with pytest.raises(WriteError, match="is one of the files that are read, and would be lost"):
+        find_lr.main(small_config, picture=photo)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import tyro
 
+import metrics
 import plots
 import record
 from config import Config
@@ -61,7 +62,7 @@ def main(file: Path = record.EXPERIMENTS, out: Path = Path("runs/compare.html"),
         raise record.RunError(f"--score {score}: the record has no such score. Take one of {', '.join(scores)}.")
     marks = best_values(runs)
     points = pd.DataFrame({"minutes": pd.to_numeric(runs.minutes), score: pd.to_numeric(runs[score])}).dropna()
-    order = points[score].sort_values(ascending=score.endswith("loss"), kind="stable").index
+    order = points[score].sort_values(ascending=metrics.is_better_low(score), kind="stable").index
     runs.insert(0, "no", np.arange(1, len(runs) + 1).astype(str))
     marks.insert(0, "no", False)
     listed = [*order, *runs.index.difference(order)]

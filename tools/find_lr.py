@@ -24,7 +24,7 @@ from dataset import Batches, Photos, load_table, make_loader
 from device import keep_memory, make_accelerator
 from files import check_out
 from model import input_size
-from prepare import build_learner, cut, examined
+from prepare import build_learner, cut, examined, list_photos
 from sam import SAM
 from text import as_program
 from transforms import RandomViews
@@ -48,7 +48,8 @@ def find_lr(config: Config, steps: int = STEPS) -> tuple[np.ndarray, np.ndarray]
     """Rates and losses of up to `steps` steps, until the loss has left its range."""
     accelerator, _ = make_accelerator()
     keep_memory()
-    photos = cut(examined(load_table(config.data), config.quiet), dataclasses.replace(config, fold=max(config.fold, 0)))
+    config = dataclasses.replace(config, fold=max(config.fold, 0))
+    photos = cut(examined(list_photos(config), config.quiet), config)
     photos = photos[photos.side == "train"]
     classes = sorted(photos.label.unique())
     labels = torch.tensor([classes.index(label) for label in photos.label])
@@ -99,7 +100,7 @@ def main(config: Config, picture: Path = Path("rate.png")) -> None:
     """
     if config.resume or config.dry_run or config.out:
         raise ValueError("nothing is trained or kept: drop --resume, --dry-run and --out.")
-    check_out(picture)
+    check_out(picture, *load_table(config.data).path)
     rates, losses = find_lr(config)
     smooth, best = suggest(rates, losses)
     print(f"the loss is low up to a rate of {10 * best:.2g}. Try --lr {best:.2g}; the default is {Config.lr}.")  # whatever the picture does

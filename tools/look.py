@@ -26,6 +26,8 @@ def augmentations(photos: Positional[tuple[Path, ...]], out: Path = Path("augmen
         size: pixels of a square.
     """
     check_any(photos)
+    if size < 1:
+        raise ValueError(f"--size {size}: use 1 or more.")
     check_out(out, *photos)
     images, captions = [], []
     for path in photos:
@@ -56,6 +58,8 @@ def predictions(checkpoint: Positional[Path], photos: Positional[tuple[Path, ...
         columns: photos in a row.
     """
     check_any(photos)
+    if columns < 1:
+        raise ValueError(f"--columns {columns}: use 1 or more.")
     check_out(out, checkpoint, *photos)
     predictor = Predictor(checkpoint)
     images, captions = [], []

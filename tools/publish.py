@@ -8,7 +8,6 @@ In the folder: best.onnx for predict.py and for programs without torch, and READ
 from __future__ import annotations
 
 import html
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -109,12 +108,15 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
     out.mkdir(exist_ok=True)
     if timm_reads:
         save_for_hf(as_timm(model, saved), out, {"label_names": saved["classes"]}, safe_serialization=True)
-    shutil.copyfile(export(run), out / "best.onnx")
+    with atomic_file(out / "best.onnx") as file:
+        file.write(export(run).read_bytes())
     page, unnamed = out / "README.md", f"USER/{run.resolve().name}"
     new, *others = (card(run, saved, *flags, timm_reads) for flags in ((push or unnamed, license), (push or unnamed, "other"),
                                                                        (unnamed, license), (unnamed, "other")))
     if page.exists() and page.read_text(encoding="utf-8") not in (new, *others):
-        print(f"{page}: stays as it is, since it was edited, or was written with other flags. To have it written anew, delete it.")
+        unfit = "" if EXAMPLE in page.read_text(encoding="utf-8") else " Its example is not the one that reads this best.onnx."
+        print(f"{page}: stays as it is, since it was edited, or was written with other flags, or before.{unfit} To have it written anew, "
+              "delete it.")
     else:
         with atomic_file(page) as file:
             file.write(new.encode())

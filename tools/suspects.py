@@ -47,6 +47,8 @@ def main(predictions: Positional[Path], out: Path = Path("suspects.csv"), most: 
         out: the list; its picture lies beside it.
         most: photos in the picture, the most suspicious first.
     """
+    if most < 1:
+        raise ValueError(f"--most {most}: use 1 or more.")
     if not predictions.is_file():
         raise DataError(f"{predictions}: no such table. Give the oof.csv of a run over all folds.")
     table = read_table(predictions)
