@@ -77,6 +77,10 @@ def test_predict_draws_one_answer_large_and_several_as_a_sheet(run, drawn, tmp_p
     best, photos = (run / "best.pt",), sorted(drawn.rglob("*.jpg"))[:4]
     photos[3] = Path(shutil.copy(photos[3], tmp_path / "\udcff.jpg"))  # an old disk's name, which is not UTF-8
     look.augmentations(tuple(photos[3:]), out=tmp_path / "look.png")
+    with pytest.raises(ValueError, match="--size 0: use 1 or more."):
+        look.augmentations(tuple(photos[3:]), out=tmp_path / "none.png", size=0)
+    with pytest.raises(ValueError, match="--columns 0: use 1 or more."):
+        look.predictions(run / "best.pt", tuple(photos[3:]), out=tmp_path / "none.png", columns=0)
     predict.main(Options((photos[0],), checkpoint=best, explain=tmp_path / "one.png"))
     assert "heat maps" not in capsys.readouterr().err
     predict.main(Options(tuple(photos), checkpoint=2 * best, explain=tmp_path / "four.png"))
