@@ -234,10 +234,10 @@ def learn_trust(model, train_loader: DataLoader, train_labels: torch.Tensor, val
     as_in_main(known.buffers())
     scores = known.score(signs.to(device)).view(-1, views).cpu().numpy()
     probs, truth = logits.softmax(1).view(len(photos), views, -1).numpy(), val_labels[photos].numpy()
-    by_few = [probs[:, :few].mean(1) for few in range(1, views + 1)]
-    temperatures = [trust.fit_temperature(mean, truth) for mean in by_few]
+    temperatures = [trust.fit_temperature(probs[:, :few].mean(1), truth) for few in range(1, views + 1)]
     limits = [trust.known_limit(scores[:, :few].mean(1)) for few in range(1, views + 1)]
-    plain, calibrated = by_few[-1], trust.at_temperature(by_few[-1], temperatures[-1])
+    plain = probs.mean(1)
+    calibrated = trust.at_temperature(plain, temperatures[-1])
     answers = np.full((len(val_labels), probs.shape[2]), np.nan, np.float32)
     answers[photos] = calibrated
     return answers, {"temperatures": temperatures, "known_limits": limits, "ece": metrics.calibration_error(plain, truth),

@@ -183,11 +183,10 @@ if __name__ == "__main__":
         elif options.fold < 0 and not options.resume:
             train_each_fold(options, train_and_report)
         else:
-            typed = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
-            if options.resume:  # a flag whose value is the default's would go unseen
+            if options.resume:  # as typed: a flag whose value is the default's would go unseen
+                typed = [word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")]
                 check_flags(typed)
-            if options.resume and "--data" in typed:
-                options = dataclasses.replace(options, data=options.data.absolute())
+                options = dataclasses.replace(options, data=options.data.absolute()) if "--data" in typed else options
             train_and_report(options)
     except USER_ERRORS as error:
         sys.exit(sentence(error))
