@@ -15,6 +15,7 @@ from views import VIEWS
 
 FORMAT = 1
 CENTRES = 8  # clusters of a class's training photos, that say what is known (known.Known)
+ONE_FOR_ALL = ("temperature", "known_limit")  # what files of before hold in place of a list, by number of views
 NEEDED = {"format", "model", "classes", "image_size", "crop", "temperatures", "known_limits", "notes", "config", "weights"}
 # All that a pickle of ours names. torch's weights_only knows more, of which bytearray(10**9) is one.
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)|torch \w+Storage")
@@ -139,7 +140,7 @@ def shapes(weights: dict) -> dict:
 
 def for_all_views(answering: dict) -> None:
     """One temperature and one limit of the known, of before each number of views had its own, become lists of them."""
-    for name in ("temperature", "known_limit"):
+    for name in ONE_FOR_ALL:
         if name in answering:
             answering[f"{name}s"] = [answering.pop(name)] * len(VIEWS)
 

@@ -12,7 +12,7 @@ import joblib
 import numpy as np
 
 import trust
-from checkpoint import CheckpointError, for_all_views, implausible
+from checkpoint import ONE_FOR_ALL, CheckpointError, for_all_views, implausible
 from photos import PhotoError, read_photo
 from views import FixedViews
 
@@ -94,7 +94,7 @@ def _properties(path: Path, session: onnxruntime.InferenceSession) -> dict:
     foreign = CheckpointError(f"{path}: not a model that this program exported. Make one with `python -m tools.export RUN`.")
     try:
         written = session.get_modelmeta().custom_metadata_map
-        found = {key: json.loads(written[key]) for key in {*PROPERTIES, "temperature", "known_limit"} & written.keys()}
+        found = {key: json.loads(written[key]) for key in {*PROPERTIES, *ONE_FOR_ALL} & written.keys()}
         for_all_views(found)
         found = {key: found[key] for key in PROPERTIES}
         version, classes, size = found["format"], found["classes"], found["image_size"]

@@ -26,7 +26,7 @@ VIEWS = (
     View(detail=1 / 2), View(1.2, mirrored=True, detail=1 / 3),
     View(1.2, -1, -1), View(1.2, -1, -1, mirrored=True), View(0.85, detail=1 / 2), View(1.2, -1, -1, mirrored=True, detail=1 / 3),
     View(1.5), View(1.5, mirrored=True), View(2.0), View(2.0, mirrored=True))
-ANSWER_VIEWS = len(VIEWS)  # of each photo in an answer, unless --tta says otherwise; docs/EXPERIMENTS.md has what they bring
+ANSWER_VIEWS = len(VIEWS)  # of each photo in an answer, unless --tta says otherwise: all, as each number up to it gets a temperature
 HEAD_VIEWS = 16            # of each photo that the head is fitted on
 
 

@@ -694,7 +694,8 @@ def test_where_no_photo_of_the_first_batch_can_be_read_there_is_no_picture_of_it
     assert not list(tmp_path.iterdir())
 
 
-def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, drawn):
+def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, drawn, monkeypatch):
+    monkeypatch.setattr(engine, "sum_over_processes", lambda own, accelerator: own + 1000)  # the others' part of the loss
     accelerator, photos = main.make_accelerator()[0], dataset.Photos([next(drawn.rglob("*.jpg"))], RandomViews(64, 1, 0.5), 0, 64)
     loader = dataset.make_loader(photos, dataset.Batches(1, 16, rank=1, world=2), workers=0)
     net = model.build_model(SMALL, 2, "none")
@@ -703,6 +704,7 @@ def test_a_process_without_a_share_of_the_batch_rehearses_too(small_config, draw
     said = prepare.rehearse(net, loader, loader, labels, loss_of, main.SAM(sgd, 0.05), accelerator, small_config, num_classes=2, steps=1,
                             resize=lambda images, step: images[..., step:])
     assert re.search(r"answered +\(1, 2\)", said)
+    assert re.search(r"loss 100\d\.\d{3}", said)
     assert re.search(r"mixed; targets below +\(1, 3, 64, 63\)", said)  # as the last step is shown it
 
 

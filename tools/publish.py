@@ -113,8 +113,9 @@ def publish(run: Positional[Path], push: str = "", license: str = "other", priva
     page, unnamed = out / "README.md", f"USER/{run.resolve().name}"
     new, *others = (card(run, saved, *flags, timm_reads) for flags in ((push or unnamed, license), (push or unnamed, "other"),
                                                                        (unnamed, license), (unnamed, "other")))
-    if page.exists() and page.read_text(encoding="utf-8") not in (new, *others):
-        unfit = "" if EXAMPLE in page.read_text(encoding="utf-8") else " Its example is not the one that reads this best.onnx."
+    written = page.read_text(encoding="utf-8") if page.exists() else new
+    if written not in (new, *others):
+        unfit = "" if EXAMPLE in written else " Its example is not the one that reads this best.onnx."
         print(f"{page}: stays as it is, since it was edited, or was written with other flags, or before.{unfit} To have it written anew, "
               "delete it.")
     else:
