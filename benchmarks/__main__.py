@@ -1,11 +1,12 @@
-"""Run benchmarks: `python -m benchmarks [NAME ...] [--data FOLDER] [--repeat N]`, or `make bench`. Writes benchmarks/results.md.
+"""Run benchmarks, all but accuracy where none is named, and write benchmarks/results.md: `python -m benchmarks NAME`, or `make bench`.
 
-Each is a script that also runs alone (`python -m benchmarks.step`). `accuracy` takes half an hour or more, and runs only when named;
-`gpu`, which needs one, and `recipes`, which compares the recipe with itself, run alone and write no section.
+Each is a script that also runs alone, and only prints (`python -m benchmarks.step`). `accuracy` takes half an hour or more; `gpu`, which
+needs one, and `recipes`, which compares the recipe with itself, run alone and write no section.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import subprocess
@@ -13,6 +14,11 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from benchmarks.timing import Options
 
 ROWS = ("step", "parts", "sam", "loader", "cache", "answer", "answers", "views", "memory")
 PACKAGES = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy", "pytorch_optimizer", "ttach", "fastai",
@@ -22,8 +28,16 @@ TABLE = ["| what | ratio | goal | holds | in figures |", "| --- | --- | --- | --
 FINDINGS = "Findings"
 
 
-def main(names: list[str], flags: list[str]) -> None:
-    """A section of results.md for each benchmark; older ones of others stay, unless made on another machine or with other versions."""
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    names: tyro.conf.Positional[tuple[Literal["accuracy", *ROWS], ...]] = ROWS  # which, one after the other
+    data: Path = Options.data  # a folder of photos, at any depth
+    repeat: int = Options.repeat  # rounds; in each, everything is timed once, one after the other
+
+
+def main(chosen: Chosen) -> None:
+    """A section of results.md for each benchmark. Older ones of others stay, unless made on another machine or with other versions; so does
+    that of one that fails, which ends the program."""
     file = Path(__file__).with_name("results.md")
     start = f"# Side by side\n\n{machine()}.\n\n{HEAD}\n"
     before, *old = (file.read_text(encoding="utf-8") if file.exists() else "").split("\n## ")
@@ -31,17 +45,17 @@ def main(names: list[str], flags: list[str]) -> None:
     findings = sections.pop(FINDINGS, "\n")
     if before != start:
         sections.clear()
-    for name in names or ROWS:
-        began, command = time.time(), [f"benchmarks.{name}", *flags]
+    for name in chosen.names:
+        began, command = time.time(), [f"benchmarks.{name}", "--data", str(chosen.data), "--repeat", str(chosen.repeat)]
         done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
         sys.stdout.write(done.stdout)
-        rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
         if done.returncode:
-            rows.append(f"| {name} failed | | | | |")
+            sys.exit(f"{name} failed, for the reason above: {file} has none of its rows.")
+        rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
         made = f"`python -m {' '.join(command)}`, {time.strftime('%Y-%m-%d')}, {(time.time() - began) / 60:.1f} min."
         sections[name] = "\n".join(["", made, "", *TABLE, *rows, ""])
-    text = "".join(f"\n## {name}\n{body}" for name, body in (sections | {FINDINGS: findings}).items())
-    file.write_text(start + text, encoding="utf-8")
+        text = "".join(f"\n## {name}\n{body}" for name, body in (sections | {FINDINGS: findings}).items())
+        file.write_text(start + text, encoding="utf-8")
     print(file)
 
 
@@ -60,5 +74,4 @@ def machine() -> str:
 
 
 if __name__ == "__main__":
-    split = next((i for i, argument in enumerate(sys.argv) if argument.startswith("--")), len(sys.argv))
-    main(sys.argv[1:split], sys.argv[split:])
+    main(tyro.cli(Chosen, description=__doc__))

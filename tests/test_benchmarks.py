@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pandas as pd
 import pytest
 import torch
@@ -21,24 +24,37 @@ def test_ways_are_timed_in_turn_and_the_first_round_does_not_count():
     assert [len(times) for times in seconds.values()] == [3, 3]
 
 
-def test_a_section_each_which_a_later_run_replaces(tmp_path, monkeypatch, capfd):
+def test_a_section_each_which_a_later_run_replaces_and_a_failed_one_leaves(tmp_path, monkeypatch):
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, "benchmarks.views" in command, f"{command[-1]} rounds\n| row of {command[2]} |\n")
+
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "__main__.py"))
+    monkeypatch.setattr(bench.subprocess, "run", run)
     results = tmp_path / "results.md"
     results.write_text("# measured elsewhere\n\n## step\n\nold row\n\n## Findings\n\nby hand\n")
-    bench.main(["none_such"], ["--repeat", "1"])
+    bench.main(bench.Chosen(("sam",), tmp_path, 1))
     text = results.read_text()
-    assert "none_such failed" in text
     assert "old row" not in text
-    assert text.endswith("\n## Findings\n\nby hand\n")
     assert "Python 3" in text
-    assert "none_such" in capfd.readouterr().err
-    bench.main(["other"], [])
-    bench.main(["none_such"], ["--repeat", "2"])
+    assert f"`python -m benchmarks.sam --data {tmp_path} --repeat 1`" in text
+    assert text.endswith("| row of benchmarks.sam |\n\n## Findings\n\nby hand\n")
+    with pytest.raises(SystemExit, match="views failed"):
+        bench.main(bench.Chosen(("cache", "views", "step")))
+    bench.main(bench.Chosen(("sam",), repeat=2))
     text = results.read_text()
-    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## none_such", "## other", "## Findings"]
+    assert [line for line in text.splitlines() if line.startswith("## ")] == ["## sam", "## cache", "## Findings"]
     assert "--repeat 2" in text
     assert "--repeat 1" not in text
     assert text.endswith("\n## Findings\n\nby hand\n")
+
+
+@pytest.mark.parametrize("wrong", ["--help", "stp", "--small"])
+def test_a_wrong_word_measures_nothing(wrong):
+    results = bench.Path(bench.__file__).with_name("results.md")
+    before = results.stat().st_mtime_ns
+    done = subprocess.run([sys.executable, "-m", "benchmarks", wrong], cwd=results.parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == (0 if wrong == "--help" else 2)
+    assert results.stat().st_mtime_ns == before
 
 
 @pytest.mark.parametrize("name", bench.ROWS)
