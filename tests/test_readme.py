@@ -70,6 +70,23 @@ def test_each_flag_of_a_tool_says_in_its_help_what_it_is_for(tool):
     assert told == set(inspect.signature(tool).parameters) - {"config"}
 
 
+def anchors(page: str) -> set[str]:
+    """What a link may end with: GitHub makes one of each heading."""
+    headings = re.findall(r"^#+ (.+)$", page, re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings} | {*re.findall(r'<a name="(.+?)">', page)}
+
+
+@pytest.mark.parametrize("page", sorted(path.relative_to(ROOT) for folder in (".", "docs", "data", "benchmarks")
+                                        for path in (ROOT / folder).glob("*.md")), ids=str)
+def test_links_lead_to_a_file_and_a_heading_of_it(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+        if not link.startswith("http"):
+            file, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / file if file else ROOT / page
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
 def test_what_both_languages_promise_is_the_same():
     english, chinese = set(commands("README.md")), set(commands("README.zh.md"))
     assert chinese <= english | {"make demo"}
