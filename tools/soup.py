@@ -66,16 +66,8 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
     val_loader = loader_of("val", FixedViews(size, crop))
     by_batch = any(not other["config"]["keep_batchnorm"] or other["config"]["weights"] == "none" for other in saved)
 
-    def mix(*weights: dict[str, torch.Tensor]) -> None:
-        """The mean of these weights into the model."""
-        model.load_state_dict(mean_weights(weights))
-        if by_batch and len(weights) > 1:                                  # statistics of other weights than these
-            views = loader_of("train", RandomViews(size, 1, first["config"]["augment"]))
-            update_bn((to_device(images, accelerator) for images, index, _ in views if len(index)), model)
-
-    def accuracy(*weights: dict[str, torch.Tensor]) -> float:
-        """Of the mean of these weights, which the model has afterwards."""
-        mix(*weights)
+    def judge() -> float:
+        """The model's accuracy."""
         probs, _ = engine.predict_probs(model, val_loader, len(first["classes"]), accelerator)
         read = ~np.isnan(probs).any(1)
         if not read.any():
@@ -83,8 +75,23 @@ def main(checkpoints: Positional[tuple[Path, ...]], out: Path = Path("soup.pt"),
             raise CheckpointError(f"{home}: none of its validation photos is where it was ({gone}). Put them back.")
         return metrics.accuracy(probs[read], labels["val"].numpy()[read])
 
+    def accuracy(*weights: dict[str, torch.Tensor]) -> float:
+        """Of the mean of these weights, which the model has afterwards. Where BatchNorm learnt statistics, they have a mean as well; those
+        of the mean's own features take its place where they do better, which they may not where the head was fitted on pretrained ones."""
+        mean = mean_weights(weights)
+        model.load_state_dict(mean)
+        score = judge()
+        if by_batch and len(weights) > 1:
+            views = loader_of("train", RandomViews(size, 1, first["config"]["augment"]))
+            update_bn((to_device(images, accelerator) for images, index, _ in views if len(index)), model)
+            fresh = judge()
+            if fresh <= score:
+                model.load_state_dict(mean)
+            score = max(score, fresh)
+        return score
+
     if not one_split:
-        mix(*(other["weights"] for other in saved))
+        model.load_state_dict(mean_weights([other["weights"] for other in saved]))
         temperatures = np.mean([other["temperatures"] for other in saved], axis=0).tolist()
         checkpoint.save(out, {**first, "weights": model.state_dict(), "refit": mean_refit(saved), "temperatures": temperatures})
         print(f"{out}: the mean of {len(saved)} models; no score, as each photo was learnt from by some of them")
