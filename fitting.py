@@ -95,12 +95,15 @@ def fit_heads(model, parts: Sequence[tuple[DataLoader, torch.Tensor]], balance: 
     know (Kumar et al. 2022, arXiv 2202.10054). parts: loaders of photos in one or many fixed views (the more, the less it learns by
     heart), and their labels int64 (N,). It is fitted to the first part, then to the first two, and so on; returns the weights of each,
     by name, and leaves the first in the model. A part is read until there are HEAD_ROWS of it, of others than the first in proportion,
-    and each class is among them; give more than that in random order. balance: the classes' shares are taken out as the loss will put
-    them in (loss.Loss), so that the head begins where it will be held. Raises TrainingError.
+    and each class is among them; give more than that in random order. balance: as the loss will hold the head (loss.Loss), so it begins:
+    "logits" takes the classes' shares out of its bias, "weights" weighs their photos, and so does "logits" for a cosine head, which has
+    no bias. Raises TrainingError.
     Features are scaled by one number, not each to unit variance: that would give the rarest features the largest
     weights, and the first steps, where BatchNorm's statistics shift, would blow the logits up.
     """
-    fit, heads, classes, scale = LogisticRegression(max_iter=1000, warm_start=True), [], len(model.head.weight), 0.0
+    weighed = balance == "weights" or (balance == "logits" and not isinstance(model.head, torch.nn.Linear))
+    fit = LogisticRegression(max_iter=1000, warm_start=True, class_weight="balanced" if weighed else None)
+    heads, classes, scale = [], len(model.head.weight), 0.0
     features, truth = np.empty((0, model.head.weight.shape[1]), np.float32), np.empty(0, np.int64)
     for loader, labels in parts:
         index, more = gathered(some_features(model, loader, labels, HEAD_ROWS * len(labels) / len(parts[0][1]), accelerator, tick))

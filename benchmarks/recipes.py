@@ -22,7 +22,6 @@ import fitting
 import main
 import record
 from config import Config
-from loss import Loss
 from sam import SAM
 
 
@@ -120,16 +119,13 @@ class Options:
 
 
 def head_kept(stem: str) -> Callable:
-    """fit_heads, but a head that was fitted before is read from `stem`, of photos and backbone: all ways' alike, but for the prior."""
+    """fit_heads, but a head that was fitted before is read from `stem`, of photos and backbone."""
     def fit_heads(model, parts, balance, accelerator, tick):
-        kept = Path(f"{stem}, {type(model.head).__name__}.pt")
+        kept = Path(f"{stem}, {type(model.head).__name__}, {balance}.pt")
         if not kept.exists():
-            FIT(model, parts, "none", accelerator, tick)
+            FIT(model, parts, balance, accelerator, tick)
             torch.save(model.head.state_dict(), kept)
         model.head.load_state_dict(torch.load(kept, weights_only=True))
-        if isinstance(model.head, torch.nn.Linear):
-            with torch.no_grad():
-                model.head.bias -= Loss(parts[0][1].bincount(minlength=len(model.head.bias)), balance=balance).prior
         return [model.head.state_dict()]
     return fit_heads
 

@@ -12,10 +12,11 @@ from engine import TrainingError
 from model import add_to_head, build_model
 
 
-@pytest.mark.parametrize("classes", [2, 9])
-def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator, drawn, classes):
+@pytest.mark.parametrize(("classes", "balance", "cosine"), [(2, "logits", 0), (9, "logits", 0), (9, "weights", 0), (9, "none", 0),
+                                                             (9, "logits", 64), (9, "none", 64)])
+def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator, drawn, classes, balance, cosine):
     torch.manual_seed(0)
-    model = build_model(SMALL, classes, "none")
+    model = build_model(SMALL, classes, "none", cosine)
     paths = [str(p) for folder in sorted(drawn.iterdir())[:classes] if folder.is_dir() for p in sorted(folder.glob("*.jpg"))]
     labels = torch.arange(len(paths)) // 12
     loader = loader_of(paths, 8)
@@ -24,7 +25,8 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
     few = [i for i in range(len(paths)) if i % 3]                           # two thirds learn, the rest is heard afterwards
     rest = sorted({*range(len(paths))} - {*few})
     parts = [(loader_of([paths[i] for i in part], 8, views=2), labels[part]) for part in (few, rest)]
-    heads = fitting.fit_heads(model, parts, "logits", accelerator, lambda photos: None)
+    heads = fitting.fit_heads(model, parts, balance, accelerator, lambda photos: None)
+    weighed = "balanced" if balance == "weights" or (balance == "logits" and cosine) else None
     features = []
     with torch.inference_mode():
         for loader, own in parts:
@@ -35,12 +37,15 @@ def test_the_fitted_head_is_the_logistic_regression_on_the_features(accelerator,
     for head, seen in zip(heads, ([few], [few, rest]), strict=True):
         rows, truth = torch.cat(features[:len(seen)]), torch.cat([labels[part] for part in seen]).repeat_interleave(2)
         model.head.load_state_dict(head)
-        prior = (truth.bincount() / len(truth)).log()                       # what the loss adds to the logits: taken off before
+        scaled = (rows / scale).numpy()
+        reference = LogisticRegression(C=fitting.HEAD_C / 2, max_iter=1000, class_weight=weighed).fit(scaled, truth)
+        if cosine:                                                          # the same directions
+            np.testing.assert_allclose(model.head.weight.detach() * scale, reference.coef_, atol=5e-3)
+            continue
+        prior = (truth.bincount() / len(truth)).log() if balance == "logits" else 0  # what the loss adds to the logits: taken off before
         with torch.inference_mode():
             probs = (model.head(rows) + prior).softmax(1)
-        scaled = (rows / scale).numpy()
-        reference = LogisticRegression(C=fitting.HEAD_C / 2, max_iter=1000).fit(scaled, truth)
-        np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=5e-3)
+        np.testing.assert_allclose(probs, reference.predict_proba(scaled), atol=1e-2 if weighed else 5e-3)  # as far as both were fitted
 
 
 def test_the_head_is_left_as_fitted_to_the_training_photos(accelerator, drawn):
