@@ -15,32 +15,31 @@ import numpy as np
 
 from photos import DataError, read_photo
 
+RECOUNT = 16  # photos kept by a run, after which the folder is counted anew: other runs and processes keep theirs there too
+
 
 class PhotoCache:
     """read_photo with a memory: a photo is decoded once, by whichever worker or process comes first, and then mapped from a file.
 
     folder: where the files lie until the program ends, for all its runs (folds); a run that was killed leaves it, and uses it
     when it goes on.
-    limit: bytes in all, and never more than half of what the disk has free without them, as checkpoints need room too; what does not fit
-    is decoded each time. The system keeps the files in memory that is free, and takes it back when it needs it.
+    limit: bytes in all, of all runs and processes together (to within RECOUNT photos of each), and never more than half of what the disk
+    has free without them, as checkpoints need room too; what does not fit is decoded each time. The system keeps the files in memory that
+    is free, and takes it back when it needs it.
     A file is found by the photo's path, time of change, size, and the detail asked for, so what comes out is byte for byte
     what read_photo would give. Raises DataError where the folder cannot be made.
     """
 
-    def __init__(self, folder: Path, limit: int, processes: int = 1):
-        """limit: bytes that all `processes` of the training may keep together."""
+    def __init__(self, folder: Path, limit: int):
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
             raise DataError(f"--cache: {folder} cannot be made ({error.strerror}). Give an --out in a folder that can be written to, or "
                             "--cache 0.") from error
         atexit.register(shutil.rmtree, folder, ignore_errors=True)  # workers leave by another door
-        used = 0
-        for file in folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
-                used += file.stat().st_size
-        self.folder, self.used = folder, multiprocessing.Value("q", used)
-        self.limit = min(limit, (shutil.disk_usage(folder).free + used) // 2) // processes
+        self.folder = folder
+        self.used, self.kept = multiprocessing.Value("q", self._bytes()), multiprocessing.Value("q", 0)  # bytes there; photos of this run
+        self.limit = min(limit, (shutil.disk_usage(folder).free + self.used.value) // 2)
 
     def read(self, path: str | os.PathLike, min_side: int = 0) -> np.ndarray:
         """The photo, read-only if it was kept. Raises PhotoError."""
@@ -76,9 +75,19 @@ class PhotoCache:
             with self.used.get_lock():
                 if self._has_room(file, photo):  # still: another worker may have kept the same photo, or filled the room
                     os.replace(part, file)  # another worker sees all of it or nothing
-                    self.used.value += photo.nbytes
+                    self.used.value += file.stat().st_size
+                    self.kept.value += 1
+                    if self.kept.value % RECOUNT == 0:
+                        self.used.value = self._bytes()
         finally:
             Path(part).unlink(missing_ok=True)
+
+    def _bytes(self) -> int:
+        used = 0
+        for file in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # another run's, just renamed
+                used += file.stat().st_size
+        return used
 
     def _has_room(self, file: Path, photo: np.ndarray) -> bool:
         return not file.exists() and self.used.value + photo.nbytes <= self.limit

@@ -80,7 +80,7 @@ def train(config: Config) -> Path:
     labels = {side: torch.tensor([classes.index(label) for label in table.label[table.side == side]], dtype=torch.int64)
               for side in SIDES}
     world = dict(rank=accelerator.process_index, world=accelerator.num_processes)
-    cached = PhotoCache(folder.parent / ".decoded", int(config.cache * 1e9), world["world"]).read if config.cache else read_photo
+    cached = PhotoCache(folder.parent / ".decoded", int(config.cache * 1e9)).read if config.cache else read_photo
 
     train_views = RandomViews(size, 1, config.augment)
 
