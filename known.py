@@ -44,4 +44,4 @@ class Known(nn.Module):
     def set_scale(self, signs: torch.Tensor) -> None:
         """z from the signs (M, 2) of validation photos' views; `means` must be those of the training photos by then."""
         self.centre.copy_(signs.mean(0))
-        self.spread.copy_(signs.std(0, correction=0).clamp(min=1e-6))
+        self.spread.copy_(signs.std(0, correction=0).clamp(min=0.01))  # random weights' are less, and would make much of rounding

@@ -145,6 +145,13 @@ def test_a_photo_whose_numbers_are_not_finite_does_not_count(learnt, accelerator
     np.testing.assert_allclose(np.delete(found, gone, 0), np.delete(answers, gone, 0), atol=0.02)
 
 
+def test_features_nearly_alike_do_not_make_rounding_count():
+    known = Known(2, 3)
+    known.set_scale(torch.tensor([[-0.5, 1.0], [-0.5, 1.0 - 1e-3]]))       # as random weights see photos
+    score = known.score(torch.tensor([[-0.5, 1.0], [-0.5, 1.0 - 2e-7]]))
+    assert (score[0] - score[1]).abs() < 1e-5                              # export.py allows 1e-4 of a probability
+
+
 def test_what_is_known_travels_with_the_weights_and_through_views(learnt, accelerator):
     model, loader, *_ = learnt
     other = build_model(SMALL, 5, "none")
