@@ -22,7 +22,7 @@ def macro_f1(probs: np.ndarray, labels: np.ndarray) -> float:
 
 def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
     """Mean of -log p(true class), in nats; p is kept above 1e-7, as one certain error would else be infinite."""
-    return float(-np.log(probs[np.arange(len(labels)), labels].clip(1e-7)).mean())
+    return float(-np.log(probs[np.arange(len(labels)), labels].clip(1e-7)).mean() + 0.0)  # of certain answers 0, not -0
 
 
 def calibration_error(probs: np.ndarray, labels: np.ndarray, bins: int = BINS) -> float:

@@ -110,7 +110,7 @@ def describe(table: pd.DataFrame) -> str:
         lines.append(f"{torn.twin.nunique()} photos stand under two labels, e.g. {shown(example[0])} and {shown(example[1])}")
     unjudged = sorted(set(read.label) - set(read.label[read.side == "val"]))
     if unjudged:
-        lines.append(f"no photo validates {', '.join(unjudged)}: too few, or of one find")
+        lines.append(f"no photo validates {', '.join(unjudged)}: too few, of one find, or none in val/")
     aside = read[read.side == ""]
     if len(aside):
         lines.append(f"{len(aside)} photos set aside, as they are like some that validate or test, e.g. {shown(aside.path.iloc[0])}")

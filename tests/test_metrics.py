@@ -17,6 +17,7 @@ def test_by_hand():
 
 
 def test_one_certain_error_is_dear_but_finite():
+    assert str(metrics.log_loss(np.array([[1.0, 0.0]]), np.array([0]))) == "0.0"
     assert metrics.log_loss(np.array([[1.0, 0.0]]), np.array([1])) == pytest.approx(16.118, abs=1e-3)  # -log 1e-7
 
 

@@ -18,7 +18,7 @@ from dataset import DataError
 from explain import Explainer
 from report import write_report
 from run import resumed
-from tools.publish import publish
+from tools.publish import card, publish
 
 
 def test_a_report_tells_the_scores_of_the_log_and_needs_no_other_file(run):
@@ -83,6 +83,19 @@ def test_mistakes_too_large_to_be_read_whole_are_shown(run, tmp_path, rng, monke
     big.write_bytes(b"x")
     with pytest.raises(photos.PhotoError, match=r"big.jpg: not a photo"):
         write_report(copy)
+
+
+def test_a_class_that_no_photo_judges_has_a_dash(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    answers = record.read_table(copy / "val.csv")
+    record.write_table(copy / "val.csv", answers[answers.label != "Amanita"])
+    page = write_report(copy).read_text(encoding="utf-8")
+    row = page[page.index("<td>Amanita</td>"):].split("</tr>")[0]
+    assert "–" in row
+    assert "nan" not in row
+    line, = (line for line in card(copy, checkpoint.load(run / "best.pt"), "me/x", "mit", timm_reads=True).splitlines()
+             if line.startswith("| Amanita"))
+    assert line.endswith("| 0 | – |")
 
 
 def test_mistakes_that_are_gone_count_as_mistakes(run, tmp_path):

@@ -168,7 +168,7 @@ def test_a_class_of_one_photo_and_too_few_photos(tmp_path):
         table = ready(tmp_path, fold)
         assert table.side[table.label == "b"].tolist() == ["train"]
         assert (table.side == "val").any()
-        assert "no photo validates b: too few, or of one find" in describe(table)
+        assert "no photo validates b: too few, of one find, or none in val/" in describe(table)
     assert table.side[table.label == "a"].tolist().count("val") in (1, 2)
     with pytest.raises(DataError, match="cannot be cut into 20 folds"):
         ready(tmp_path, folds=20)

@@ -30,6 +30,12 @@ def test_the_photos_under_a_wrong_label_are_found_and_shown(table, tmp_path, cap
     assert "2 of 36 labels in doubt" in capsys.readouterr().out
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_class_without_photos_is_no_trouble(table):
+    few = table[table.label != "Amanita"]
+    assert suspects.suspects(few).image.tolist() == [table.image[3]]
+
+
 @pytest.mark.parametrize("out", ["list.png", "oof.csv", "photo.csv"])
 def test_neither_list_nor_picture_takes_the_place_of_what_is_read_or_of_each_other(table, tmp_path, out):
     table.loc[5, "image"] = str(tmp_path / "photo.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,9 @@ def suspects(table: pd.DataFrame) -> pd.DataFrame:
     classes = [column for column in table.columns if column not in COLUMNS]
     probs = table[classes].to_numpy(float)
     labels = pd.Categorical(table.label, classes).codes.astype(int)
-    doubted = find_label_issues(labels, probs, return_indices_ranked_by="self_confidence", n_jobs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="May not flag all")       # of a class with few photos it doubts fewer labels
+        doubted = find_label_issues(labels, probs, return_indices_ranked_by="self_confidence", n_jobs=1)
     return pd.DataFrame({"image": table.image.iloc[doubted], "label": table.label.iloc[doubted], "prob": probs[doubted, labels[doubted]],
                          "answer": np.array(classes)[probs[doubted].argmax(1)], "answer_prob": probs[doubted].max(1)})
 
