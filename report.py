@@ -23,6 +23,7 @@ from page import figures, image, section, table, write_page
 from photos import SIDES, read_named
 from pictures import contact_sheet
 from prepare import photos_of
+from text import decimals
 from trust import CAUTION
 from views import crop_view
 
@@ -61,7 +62,7 @@ def write_report(folder: Path, data: Path | None = None) -> Path:
     best, epochs = checkpoint.load(folder / "best.pt"), log.epoch.max()
     kept = best.get("kept", "one of these")  # a run of an earlier day does not say
     since = " Since it was scored, its head has learnt from the validation photos too." if best["refit"] else ""
-    shares = [[f"{share:.3f}".replace("nan", "–") for share in row[:3]] + [f"{row[3]:.0f}"] for row in by_class]
+    shares = [[decimals(share, 3) for share in row[:3]] + [f"{row[3]:.0f}"] for row in by_class]
     about = f"{folder.name} · {settings['device']}, {settings['precision'].replace('no', 'fp32')} · {CAUTION}"
     changed = {k: v for k, v in config.items() if Config().to_dict().get(k) != v}
     write_page(

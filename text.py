@@ -20,6 +20,11 @@ def shown(path: str | os.PathLike) -> str:
     return "".join(c if is_plain(c) else repr(c)[1:-1] for c in str(path))
 
 
+def decimals(number: float, places: int) -> str:
+    """A number for a table; a dash for what there is none of, a share of no photos."""
+    return "–" if number != number else f"{number:.{places}f}"
+
+
 def sentence(error: BaseException) -> str:
     """What an error says, for the screen: it may quote what a stranger's file holds."""
     if isinstance(error, PermissionError):

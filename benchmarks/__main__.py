@@ -50,7 +50,7 @@ def main(chosen: Chosen) -> None:
         done = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True)
         sys.stdout.write(done.stdout)
         if done.returncode:
-            sys.exit(f"{name} failed, for the reason above: {file} has none of its rows.")
+            sys.exit(f"{name} failed, for the reason above: what {file} may hold of it is of before.")
         rows = [line for line in done.stdout.splitlines() if line.startswith("|")]
         made = f"`python -m {' '.join(command)}`, {time.strftime('%Y-%m-%d')}, {(time.time() - began) / 60:.1f} min."
         sections[name] = "\n".join(["", made, "", *TABLE, *rows, ""])

@@ -87,6 +87,8 @@ def test_a_soup_of_folds_has_no_score_and_their_mean_temperature(run, small_conf
     one, two, mean = (checkpoint.load(path) for path in (folds / "fold0/best.pt", folds / "fold1/best.pt", tmp_path / "soup.pt"))
     torch.testing.assert_close(mean["weights"]["head.weight"], (one["weights"]["head.weight"] + two["weights"]["head.weight"]) / 2)
     torch.testing.assert_close(mean["refit"]["weight"], (one["refit"]["weight"] + two["refit"]["weight"]) / 2)
+    one_bn, two_bn, mean_bn = (saved["weights"]["backbone.bn1.running_mean"] for saved in (one, two, mean))
+    torch.testing.assert_close(mean_bn, (one_bn + two_bn) / 2)
     assert mean["temperatures"] == pytest.approx((np.array(one["temperatures"]) + two["temperatures"]) / 2)
     assert mean["known_limits"] == one["known_limits"] != two["known_limits"]
     assert torch.equal(mean["weights"]["known.means"], one["weights"]["known.means"])

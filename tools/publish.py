@@ -23,7 +23,7 @@ import record
 from answers import no_score_after
 from checkpoint import CheckpointError
 from files import atomic_file
-from text import as_program
+from text import as_program, decimals
 from tools.export import export
 from trained import load_model
 from views import ANSWER_VIEWS
@@ -153,7 +153,7 @@ def card(run: Path, saved: dict, repo: str, license: str, timm_reads: bool) -> s
     photos, (_, probs, labels), classes = record.read_photos(run), record.read_answers(run / "val.csv"), saved["classes"]
     names = [plain(name) for name in classes]
     scores, learnt = metrics.scores(probs, labels), photos.label[photos.side == "train"].value_counts()
-    rows = [f"| {shown} | {learnt.get(name, 0)} | {judged:.0f} | {f'{recall:.2f}'.replace('nan', '–')} |"
+    rows = [f"| {shown} | {learnt.get(name, 0)} | {judged:.0f} | {decimals(recall, 2)} |"
             for name, shown, (_, recall, _, judged) in zip(classes, names, metrics.per_class(probs, labels), strict=True)]
     dangers = [plain(f"{name}: {note['note']}.") for name, note in saved["notes"].items() if note["danger"] == "deadly"]
     met = no_score_after(saved["config"]["weights"], photos.path[photos.side == "val"])
